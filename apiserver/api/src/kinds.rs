@@ -1,0 +1,5 @@
+//! One file per kind.
+
+use crate::registry::Kind;
+
+pub const ALL: &[&Kind] = &[];
