@@ -1,6 +1,6 @@
 //! Patches: JSON patch (RFC 6902), JSON merge patch (RFC 7396) and strategic merge patch.
 
-use json_patch::{Patch, PatchOperation, jsonptr::resolve::Resolve};
+use json_patch::{CopyOperation, MoveOperation, Patch, PatchOperation, jsonptr::resolve::Resolve};
 use serde_json::Value;
 
 use crate::schema::depth;
@@ -9,8 +9,8 @@ mod strategic;
 
 /// As many operations as one JSON patch may have; the same as the original's.
 pub const MAX_OPERATIONS: usize = 10_000;
-/// What all the copies of a JSON patch may add. `copy` can double a document each time: without this, fifty
-/// operations would fill the memory.
+/// What all the copies and moves of a JSON patch may carry. `copy` can double a document each time: without this,
+/// fifty operations would fill the memory. A move costs no memory, but as much time.
 const MAX_COPIED_BYTES: usize = 3 << 20;
 /// Serde reads no JSON that is deeper than 128, and what a patch made must be readable after it is stored.
 const MAX_DEPTH: usize = 100;
@@ -89,9 +89,8 @@ fn guard(document: &Value, operation: &PatchOperation, copied: &mut usize) -> Re
     let value = match operation {
         PatchOperation::Add(op) => Some(&op.value),
         PatchOperation::Replace(op) => Some(&op.value),
-        PatchOperation::Move(op) => document.resolve(&op.from).ok(),
-        PatchOperation::Copy(op) => {
-            let value = document.resolve(&op.from).ok();
+        PatchOperation::Move(MoveOperation { from, .. }) | PatchOperation::Copy(CopyOperation { from, .. }) => {
+            let value = document.resolve(from).ok();
             *copied += value.map_or(0, size);
             if *copied > MAX_COPIED_BYTES {
                 return Err(Error::TooLarge { what: "copied bytes", limit: MAX_COPIED_BYTES });
