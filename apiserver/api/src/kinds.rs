@@ -15,6 +15,7 @@ mod secret;
 mod service;
 mod service_account;
 
+mod object_meta;
 mod print;
 
 pub const ALL: &[&Kind] = &[
@@ -55,7 +56,6 @@ const BASE: Kind = Kind {
     columns: &[],
     strategy: &Plain,
     verbs: ALL_VERBS,
-    check: |_| Ok(Vec::new()),
     alias: None,
 };
 
@@ -83,6 +83,7 @@ mod tests {
             assert!(seen.insert((kind.resource(), kind.version)), "{} twice", kind.resource());
             assert_eq!(kind.singular, kind.kind.to_lowercase());
             assert!(kind.schema.ends_with(&format!(".{}.{}", kind.version, kind.kind)), "{}", kind.schema);
+            assert!(crate::schema::message(kind.schema).is_some(), "{}", kind.schema);
             assert!(!kind.columns.is_empty(), "{}", kind.kind);
         }
     }

@@ -1,11 +1,9 @@
 //! ConfigMap: configuration that is no secret.
 
-use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     registry::{Kind, Strategy},
     table::Column,
 };
@@ -18,7 +16,6 @@ pub static CONFIG_MAP: Kind = Kind {
     schema: "io.k8s.api.core.v1.ConfigMap",
     columns: &[Column::NAME, Column::text("Data", "Number of keys."), Column::AGE],
     strategy: &ConfigMaps,
-    check: decode::check::<ConfigMap>,
     ..BASE
 };
 

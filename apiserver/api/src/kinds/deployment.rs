@@ -1,11 +1,9 @@
 //! Deployment: replica sets that follow each other as the template changes.
 
-use k8s_openapi::api::apps::v1::Deployment;
 use serde_json::Value;
 
 use super::{BASE, CATEGORY_ALL, print, replica_set};
 use crate::{
-    decode,
     registry::{Kind, Strategy},
     table::Column,
 };
@@ -31,7 +29,6 @@ pub static DEPLOYMENT: Kind = Kind {
         Column::text("Selector", "The labels of its pods.").wide(),
     ],
     strategy: &Deployments,
-    check: decode::check::<Deployment>,
     ..BASE
 };
 

@@ -1,11 +1,9 @@
 //! EndpointSlice: some of the addresses behind a service.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::{int, items, text},
     registry::{Kind, Strategy},
     table::Column,
@@ -25,7 +23,6 @@ pub static ENDPOINT_SLICE: Kind = Kind {
         Column::AGE,
     ],
     strategy: &EndpointSlices,
-    check: decode::check::<EndpointSlice>,
     ..BASE
 };
 

@@ -1,11 +1,9 @@
 //! Endpoints: the addresses behind a service, all in one object.
 
-use k8s_openapi::api::core::v1::Endpoints;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::{int, items, text},
     registry::{Kind, Strategy},
     table::Column,
@@ -19,7 +17,6 @@ pub static ENDPOINTS: Kind = Kind {
     schema: "io.k8s.api.core.v1.Endpoints",
     columns: &[Column::NAME, Column::text("Endpoints", "The first addresses that are ready."), Column::AGE],
     strategy: &EndpointsStrategy,
-    check: decode::check::<Endpoints>,
     ..BASE
 };
 

@@ -1,11 +1,9 @@
 //! Event: what happened to an object.
 
-use k8s_openapi::api::core::v1::Event;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::{int, some_text, text},
     registry::{Kind, Strategy},
     table::Column,
@@ -20,7 +18,6 @@ pub static EVENT: Kind = Kind {
     schema: "io.k8s.api.core.v1.Event",
     columns: COLUMNS,
     strategy: &Events,
-    check: decode::check::<Event>,
     ..BASE
 };
 

@@ -1,11 +1,9 @@
 //! Lease: who holds something, and until when.
 
-use k8s_openapi::api::coordination::v1::Lease;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::text,
     registry::{Kind, Strategy},
     table::Column,
@@ -19,7 +17,6 @@ pub static LEASE: Kind = Kind {
     schema: "io.k8s.api.coordination.v1.Lease",
     columns: &[Column::NAME, Column::text("Holder", "Who holds the lease."), Column::AGE],
     strategy: &Leases,
-    check: decode::check::<Lease>,
     ..BASE
 };
 

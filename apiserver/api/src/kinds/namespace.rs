@@ -1,11 +1,9 @@
 //! Namespace: a scope for names, and for what is deleted together.
 
-use k8s_openapi::api::core::v1::Namespace;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::text,
     registry::{Kind, Scope, Strategy, Subresource},
     table::Column,
@@ -24,7 +22,6 @@ pub static NAMESPACE: Kind = Kind {
     strategy: &Namespaces,
     // Deleting every namespace at once is no mistake that a client should be able to make.
     verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
-    check: decode::check::<Namespace>,
     ..BASE
 };
 

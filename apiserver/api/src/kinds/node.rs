@@ -1,11 +1,9 @@
 //! Node: a machine that runs pods.
 
-use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::{items, text},
     meta,
     registry::{Kind, Scope, Strategy},
@@ -33,7 +31,6 @@ pub static NODE: Kind = Kind {
         Column::text("Container-Runtime", "What runs its containers.").wide(),
     ],
     strategy: &Nodes,
-    check: decode::check::<Node>,
     ..BASE
 };
 

@@ -1,11 +1,9 @@
 //! ReplicaSet: some number of pods from one template.
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use serde_json::Value;
 
 use super::{BASE, CATEGORY_ALL, print};
 use crate::{
-    decode,
     registry::{Kind, Scale, Strategy},
     table::Column,
 };
@@ -22,7 +20,6 @@ pub static REPLICA_SET: Kind = Kind {
     schema: "io.k8s.api.apps.v1.ReplicaSet",
     columns: COLUMNS,
     strategy: &ReplicaSets,
-    check: decode::check::<ReplicaSet>,
     ..BASE
 };
 

@@ -1,13 +1,9 @@
 //! ReplicationController: the older form of a replica set.
 
-use k8s_openapi::api::core::v1::ReplicationController;
 use serde_json::Value;
 
 use super::{BASE, CATEGORY_ALL, print, replica_set};
-use crate::{
-    decode,
-    registry::{Kind, Strategy},
-};
+use crate::registry::{Kind, Strategy};
 
 pub static REPLICATION_CONTROLLER: Kind = Kind {
     kind: "ReplicationController",
@@ -20,7 +16,6 @@ pub static REPLICATION_CONTROLLER: Kind = Kind {
     schema: "io.k8s.api.core.v1.ReplicationController",
     columns: replica_set::COLUMNS,
     strategy: &ReplicationControllers,
-    check: decode::check::<ReplicationController>,
     ..BASE
 };
 

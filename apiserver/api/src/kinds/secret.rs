@@ -1,11 +1,9 @@
 //! Secret: configuration that is one.
 
-use k8s_openapi::api::core::v1::Secret;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::text,
     registry::{Kind, Strategy},
     table::Column,
@@ -23,7 +21,6 @@ pub static SECRET: Kind = Kind {
         Column::AGE,
     ],
     strategy: &Secrets,
-    check: decode::check::<Secret>,
     ..BASE
 };
 

@@ -1,13 +1,9 @@
 //! Service: one address for many pods.
 
-use k8s_openapi::api::core::v1::Service;
 use serde_json::Value;
 
 use super::{BASE, CATEGORY_ALL};
-use crate::{
-    decode,
-    registry::{Kind, Strategy},
-};
+use crate::registry::{Kind, Strategy};
 
 mod row;
 
@@ -21,7 +17,6 @@ pub static SERVICE: Kind = Kind {
     schema: "io.k8s.api.core.v1.Service",
     columns: row::COLUMNS,
     strategy: &Services,
-    check: decode::check::<Service>,
     ..BASE
 };
 

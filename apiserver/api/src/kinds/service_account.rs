@@ -1,11 +1,9 @@
 //! ServiceAccount: who a pod is.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::Value;
 
 use super::{BASE, print};
 use crate::{
-    decode,
     field::items,
     registry::{Kind, Strategy},
     table::Column,
@@ -19,7 +17,6 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     schema: "io.k8s.api.core.v1.ServiceAccount",
     columns: &[Column::NAME, Column::text("Secrets", "Number of secrets listed."), Column::AGE],
     strategy: &ServiceAccounts,
-    check: decode::check::<ServiceAccount>,
     ..BASE
 };
 

@@ -122,11 +122,10 @@ impl Decoder {
             (Type::Duration, Value::String(_)) => return Ok(()),
             (Type::Int64, Value::Number(n)) if n.as_i64().is_some() => return Ok(()),
             (Type::Int32 | Type::IntOrString, Value::Number(n)) if is_i32(n) => return Ok(()),
-            (Type::Quantity, Value::Number(n)) => {
-                *value = Value::String(n.to_string());
-                return Ok(());
-            }
-            (Type::Quantity, Value::String(_)) => return Ok(()),
+            (Type::Quantity, Value::Number(_) | Value::String(_)) => match crate::quantity::canonicalize(value) {
+                Ok(()) => return Ok(()),
+                Err(_) => "quantity",
+            },
             (Type::Bytes, Value::String(s)) if BASE64_STANDARD.decode(s).is_ok() => return Ok(()),
             (Type::Time | Type::MicroTime, Value::String(s)) => match s.parse::<Timestamp>() {
                 Ok(time) => {
