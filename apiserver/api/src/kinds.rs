@@ -17,6 +17,7 @@ mod service_account;
 
 mod object_meta;
 mod print;
+mod workload;
 
 pub const ALL: &[&Kind] = &[
     &config_map::CONFIG_MAP,

@@ -13,6 +13,8 @@ pub(super) mod defaults;
 pub(super) mod scheduling;
 pub(super) mod validate;
 
+pub(super) use containers::protocol_known;
+
 mod admit;
 mod containers;
 mod handlers;
