@@ -12,7 +12,7 @@ mod pod;
 mod replica_set;
 mod replication_controller;
 mod secret;
-mod service;
+pub mod service;
 mod service_account;
 
 mod object_meta;
