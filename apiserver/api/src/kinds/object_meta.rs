@@ -65,7 +65,7 @@ pub fn labels(errors: &mut Errors, path: &Path<'_>, holder: &Value) {
 pub fn label_map(errors: &mut Errors, path: &Path<'_>, holder: &Value, key: &str) {
     for (key, value) in entries(holder, key) {
         errors.complaints(path, key, names::qualified_name(key));
-        errors.complaints(&path.key(key), value, names::label_value(value));
+        errors.complaints(path, value, names::label_value(value));
     }
 }
 
@@ -170,7 +170,7 @@ mod tests {
             (json!({"name": "a-1", "generateName": "a-", "namespace": "n"}), none),
             (
                 json!({"name": "a", "namespace": "n", "labels": {"-": "b", "c": "-"}}),
-                &["metadata.labels FieldValueInvalid", "metadata.labels[c] FieldValueInvalid"],
+                &["metadata.labels FieldValueInvalid", "metadata.labels FieldValueInvalid"],
             ),
             (
                 json!({"name": "a", "namespace": "n", "annotations": {"a b": "", "c": "x".repeat(300_000)}}),

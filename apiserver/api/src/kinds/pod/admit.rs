@@ -17,6 +17,7 @@ const SYSTEM_PRIORITIES: [(&str, i64); 2] =
     [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
 pub fn new_pod(object: &mut Value) {
+    let created = crate::meta::creation_timestamp(object).to_owned();
     let spec = object_mut(object, "spec");
     set_default_text(spec, "serviceAccountName", "default");
     defaults::service_account(spec);
@@ -29,6 +30,7 @@ pub fn new_pod(object: &mut Value) {
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(spec)});
     if gated {
         status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "lastTransitionTime": created,
             "message": "the pod waits for its scheduling gates"}]);
     }
     object["status"] = status;

@@ -149,9 +149,10 @@ fn environment(errors: &mut Errors, at: &Path<'_>, container: &Value) {
         let sources = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
         match sources.iter().filter(|key| source.get(**key).is_some()).count() {
             0 => errors.invalid_str(&at, "", "must specify exactly one source of the value"),
-            1 => value_source(errors, &at, source),
+            1 => {}
             _ => errors.invalid_str(&at, "", "may not have more than one source of the value"),
         }
+        value_source(errors, &at, source);
     }
     let list = at.child("envFrom");
     for (index, source) in items(container, "envFrom").iter().enumerate() {
@@ -207,7 +208,8 @@ pub fn downward_field(errors: &mut Errors, at: &Path<'_>, reference: &Value, sup
     let subscript = ["metadata.labels['", "metadata.annotations['"].iter().find_map(|p| path.strip_prefix(p));
     match subscript.and_then(|rest| rest.strip_suffix("']")) {
         Some(key) => errors.complaints(&path_at, key, names::qualified_name(&key.to_lowercase())),
-        None => errors.one_of(&path_at, Some(path), supported),
+        None if supported.contains(&path) => {}
+        None => errors.invalid_str(&path_at, path, &format!("must be one of {}", supported.join(", "))),
     }
 }
 
@@ -286,6 +288,13 @@ pub fn resources(errors: &mut Errors, at: &Path<'_>, resources: &Value) {
             let at = list.key(resource);
             errors.complaints(&at, resource, names::qualified_name(resource));
             let Some(quantity) = amount(part, resource) else { continue };
+            if !resource.contains('/') && !is_standard(resource) {
+                errors.invalid_str(
+                    &at,
+                    resource,
+                    "must be a standard resource for containers, or have a domain before a '/'",
+                );
+            }
             if quantity.is_negative() {
                 errors.invalid(&at, value, "must be greater than or equal to 0");
             }
@@ -313,6 +322,10 @@ pub fn resources(errors: &mut Errors, at: &Path<'_>, resources: &Value) {
             _ => {}
         }
     }
+}
+
+fn is_standard(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-")
 }
 
 /// Devices and the like: resources named with somebody's domain.

@@ -42,7 +42,7 @@ fn tolerations(errors: &mut Errors, list: &Path<'_>, spec: &Value) {
             }
             "Exists" => {
                 if let Some(value) = some_text(toleration, "value") {
-                    errors.invalid_str(&at.child("value"), value, "must be empty when `operator` is Exists");
+                    errors.invalid_str(&at.child("operator"), value, "value must be empty when `operator` is Exists");
                 }
             }
             other => errors.not_supported(&at.child("operator"), other, &["Equal", "Exists"]),

@@ -38,7 +38,6 @@ fn policies(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
         None => errors.required(&at, ""),
         policy => errors.one_of(&at, policy, &["Always", "OnFailure", "Never"]),
     }
-    errors.not_negative(&path.child("terminationGracePeriodSeconds"), int(spec, "terminationGracePeriodSeconds"));
     if let Some(seconds) = int(spec, "activeDeadlineSeconds")
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
@@ -61,9 +60,10 @@ fn dns(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
     let config = spec.get("dnsConfig").unwrap_or(&Value::Null);
     let at = path.child("dnsConfig");
     let servers = items(config, "nameservers");
-    if policy == "None" && servers.is_empty() {
-        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-        errors.required(&at.child("nameservers"), detail);
+    if policy == "None" && spec.get("dnsConfig").is_none() {
+        errors.required(&at, "must be set when `dnsPolicy` is None");
+    } else if policy == "None" && servers.is_empty() {
+        errors.required(&at.child("nameservers"), "must name a server when `dnsPolicy` is None");
     }
     const MAX_SERVERS: usize = 3;
     if servers.len() > MAX_SERVERS {
