@@ -128,11 +128,8 @@ impl Target {
     /// `/apis/apps/v1/namespaces/default/deployments/web`
     pub fn path(&self) -> String {
         let r = &self.resource;
-        let mut path = if r.group.is_empty() {
-            format!("/api/{}", r.version)
-        } else {
-            format!("/apis/{}/{}", r.group, r.version)
-        };
+        let mut path =
+            if r.group.is_empty() { format!("/api/{}", r.version) } else { format!("/apis/{}/{}", r.group, r.version) };
         if r.namespaced && !self.namespace.is_empty() {
             path.push_str("/namespaces/");
             path.push_str(&self.namespace);
@@ -171,14 +168,30 @@ pub enum Face {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// The namespace stands in the object; the name may be left to `generateName`.
-    Create { resource: Resource, object: Value },
+    Create {
+        resource: Resource,
+        object: Value,
+    },
     /// The whole object with the resource version it was read at.
-    Replace { target: Target, face: Face, object: Value },
+    Replace {
+        target: Target,
+        face: Face,
+        object: Value,
+    },
     /// A JSON merge patch (RFC 7396); with a `metadata.resourceVersion` inside it, it is refused after a foreign write.
-    Merge { target: Target, face: Face, patch: Value },
-    Delete { target: Target, options: DeleteOptions },
+    Merge {
+        target: Target,
+        face: Face,
+        patch: Value,
+    },
+    Delete {
+        target: Target,
+        options: DeleteOptions,
+    },
     /// Everything of one kind in one namespace.
-    DeleteAll { target: Target },
+    DeleteAll {
+        target: Target,
+    },
 }
 
 /// One write, and what goes with it.

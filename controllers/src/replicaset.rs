@@ -57,7 +57,7 @@ impl Set for ReplicaSet {
     }
 
     fn write_status(&self, new: &ReplicaSetStatus) -> Option<Write> {
-        Write::status(self, &self.status, &Some(new))
+        Write::status(self, &crate::plan::value(&self.status), &crate::plan::value(new))
     }
 }
 
@@ -190,7 +190,11 @@ fn new_pod<S: Set>(set: &S, template: &PodTemplateSpec) -> Pod {
 }
 
 /// The status as the pods show it now, and when it will change by the mere passing of time.
-fn status<S: Set>(input: &Input<'_, S>, mine: &[Arc<Pod>], active: &[Arc<Pod>]) -> (ReplicaSetStatus, Option<Duration>) {
+fn status<S: Set>(
+    input: &Input<'_, S>,
+    mine: &[Arc<Pod>],
+    active: &[Arc<Pod>],
+) -> (ReplicaSetStatus, Option<Duration>) {
     let set = input.set;
     let old = set.status();
     let template_labels = set.template().and_then(|t| t.metadata.as_ref()?.labels.clone()).unwrap_or_default();
@@ -219,11 +223,7 @@ fn status<S: Set>(input: &Input<'_, S>, mine: &[Arc<Pod>], active: &[Arc<Pod>]) 
 }
 
 /// `ReplicaFailure` stands while the last attempt was refused and the count is still wrong.
-fn conditions<S: Set>(
-    input: &Input<'_, S>,
-    old: &ReplicaSetStatus,
-    active: usize,
-) -> Option<Vec<ReplicaSetCondition>> {
+fn conditions<S: Set>(input: &Input<'_, S>, old: &ReplicaSetStatus, active: usize) -> Option<Vec<ReplicaSetCondition>> {
     let mut conditions = old.conditions.clone().unwrap_or_default();
     let wanted = usize::try_from(input.set.replicas()).unwrap_or(0);
     let failing = input.failure.filter(|_| active != wanted && !object::is_deleting(input.set));
@@ -407,8 +407,11 @@ mod tests {
         let condition = &merged(&plan)[0].1["status"]["conditions"][0];
         assert_eq!((&condition["type"], &condition["reason"]), (&json!("ReplicaFailure"), &json!("FailedCreate")));
         assert!(matches!(plan.steps[0].writes[0].action, Action::Merge { .. }), "the status goes first");
-        let (mut failed, _) =
-            status(&Input { set: &set, pods: &[], crowding: &Crowding::new(), failure: Some("x"), now: at(1) }, &[], &[]);
+        let (mut failed, _) = status(
+            &Input { set: &set, pods: &[], crowding: &Crowding::new(), failure: Some("x"), now: at(1) },
+            &[],
+            &[],
+        );
         failed.replicas = 0;
         set.status = Some(failed);
         assert!(merged(&run(&set, &[], Some("another text"))).is_empty());

@@ -11,12 +11,9 @@ mod revision;
 mod rolling;
 mod status;
 
-#[cfg(test)]
-mod simulation;
-
 use std::sync::Arc;
 
-use client::{DeleteOptions, Object, object};
+use client::{DeleteOptions, object};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
@@ -239,7 +236,9 @@ impl<'a> Work<'a> {
     fn deployment_revision(&self) -> Option<Write> {
         let set = self.created.as_ref().or_else(|| self.new_member().map(|m| &m.set))?;
         let number = object::annotation(set, revision::REVISION)?;
-        if object::is_deleting(self.deployment) || object::annotation(self.deployment, revision::REVISION) == Some(number) {
+        if object::is_deleting(self.deployment)
+            || object::annotation(self.deployment, revision::REVISION) == Some(number)
+        {
             return None;
         }
         let patch = json!({ "metadata": {

@@ -60,8 +60,7 @@ pub fn new_name(deployment: &Deployment) -> String {
 pub fn has_template(set: &ReplicaSet, deployment: &Deployment) -> bool {
     let (Some(set), Some(deployment)) = (&set.spec, &deployment.spec) else { return false };
     let Some(template) = &set.template else { return false };
-    template.spec == deployment.template.spec
-        && plain_meta(template) == plain_meta(&deployment.template)
+    template.spec == deployment.template.spec && plain_meta(template) == plain_meta(&deployment.template)
 }
 
 /// A template's metadata without the label that tells the sets apart.

@@ -93,8 +93,7 @@ impl Work<'_> {
     /// Takes from the old sets, unavailable pods first, then available ones that the new set has made up for.
     fn shrink_old(&mut self) {
         // A set that this plan only creates has everything still to come.
-        let new_wanted = self.new_member().map_or(0, Member::wanted)
-            + self.created.as_ref().map_or(0, replicas);
+        let new_wanted = self.new_member().map_or(0, Member::wanted) + self.created.as_ref().map_or(0, replicas);
         let new_missing = new_wanted - self.new_member().map_or(0, Member::available);
         // Every pod that is asked for and may go: the worst case counts all of the new set's missing pods as lost.
         let mut spare = self.total() - self.limits.least_available() - new_missing;
@@ -139,7 +138,8 @@ impl Work<'_> {
             }
             [only] => self.resize_noting(*only, self.desired()),
             many if self.is_saturated() => {
-                for &index in many.iter().filter(|i| Some(**i) != self.new) {
+                let new = self.new;
+                for &index in many.iter().filter(|i| Some(**i) != new) {
                     self.resize(index, 0);
                 }
             }
