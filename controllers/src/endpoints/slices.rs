@@ -286,13 +286,15 @@ mod tests {
         plan(&Input { service, pods, slices, zones: &zones })
     }
 
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
     /// Carries a plan out, as the API server would. Counts the writes.
     fn apply(plan: &Plan, slices: &mut Vec<Arc<EndpointSlice>>) -> usize {
-        for (i, write) in plan.writes().enumerate() {
+        for write in plan.writes() {
             match &write.action {
                 Action::Create { object, .. } => {
                     let mut made: EndpointSlice = serde_json::from_value(object.clone()).expect("a slice");
-                    let name = format!("web-{}-{i}", slices.len());
+                    let name = format!("web-{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
                     made.metadata.uid = Some(name.clone());
                     made.metadata.name = Some(name);
                     slices.push(Arc::new(made));
