@@ -39,7 +39,7 @@ pub fn start(begin: &mut Begin<'_>, config: &Config) {
     let health = Arc::new(health);
     begin.run(Arc::clone(&health), health_feeds(&health));
     let for_nodes = caches.clone();
-    let feeds = Feeds::new().on(&caches.pods, "a pod was placed", |change| placed(change)).on(
+    let feeds = Feeds::new().on(&caches.pods, "a pod was placed", placed).on(
         &caches.nodes,
         "a node's taints changed",
         move |change| expelled(&for_nodes, change),
@@ -47,7 +47,7 @@ pub fn start(begin: &mut Begin<'_>, config: &Config) {
     begin.run(Arc::new(Evictions { caches: caches.clone(), started }), feeds);
     let orphans = Arc::new(Orphans { caches: caches.clone(), gone: Mutex::default() });
     let for_nodes = Arc::clone(&orphans);
-    let feeds = Feeds::new().on(&caches.pods, "a pod changed", |change| placed(change)).on(
+    let feeds = Feeds::new().on(&caches.pods, "a pod changed", placed).on(
         &caches.nodes,
         "a node came or went",
         move |change| for_nodes.came_or_went(change),

@@ -143,7 +143,7 @@ mod tests {
         let usual = [exists(NOT_READY, Some(300)), exists(UNREACHABLE, Some(300))];
         let expel = (UNREACHABLE, "NoExecute", 900);
         let wait = |s| (0, Some(Duration::from_secs(s)));
-        let cases: [(&str, Node, Vec<Toleration>, (usize, Option<Duration>)); 9] = [
+        let cases = [
             ("no taint", node(&[]), vec![], (0, None)),
             ("only keeps new ones away", node(&[(UNREACHABLE, "NoSchedule", 1)]), vec![], (0, None)),
             ("not tolerated", node(&[expel]), vec![], (2, None)),
