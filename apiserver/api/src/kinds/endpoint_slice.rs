@@ -88,7 +88,7 @@ fn contents(errors: &mut Errors, object: &Value) {
         let list = at.child("addresses");
         let addresses = items(endpoint, "addresses");
         match addresses.len() {
-            0 => errors.required(&list, "must contain at least 1 address"),
+            0 => errors.required(&list, "an endpoint has an address"),
             count if count > MAX_ADDRESSES => errors.too_many(&list, count, MAX_ADDRESSES),
             _ => {}
         }

@@ -115,7 +115,7 @@ mod tests {
             (small(json!({"matchLabels": {"a": "b"}}), json!({"a": "b"})), ""),
             (
                 small(json!({"matchLabels": {"a": "b"}}), json!({"a": "c"})),
-                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`",
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: the selector does not select them",
             ),
             (small(json!({}), json!({"a": "c"})), "spec.selector: Invalid value: {}: empty selector is invalid"),
             (small(Value::Null, json!({"a": "c"})), "spec.selector: Required value"),
