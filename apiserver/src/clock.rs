@@ -1,0 +1,13 @@
+//! The wall clock, read in this one place.
+
+use jiff::Timestamp;
+
+/// Seconds since the epoch.
+pub fn seconds() -> i64 {
+    Timestamp::now().as_second()
+}
+
+/// Microseconds since the epoch.
+pub fn microseconds() -> i64 {
+    Timestamp::now().as_microsecond()
+}
