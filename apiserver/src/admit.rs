@@ -14,13 +14,27 @@ const NAMESPACE_FINALIZER: &str = "kubernetes";
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 
-/// Makes a decoded body a new object: identity, defaults, validity.
-pub fn create(kind: &Kind, namespace: &str, mut object: Value, identity: meta::Identity<'_>) -> Result<Value, Status> {
+/// What only the server can give to a new object.
+#[derive(Clone, Copy)]
+pub struct Birth<'a> {
+    pub uid: &'a str,
+    /// Seconds since the epoch.
+    pub now: i64,
+    /// For `generateName`.
+    pub random: &'a [u8],
+}
+
+/// Makes a decoded body a new object: identity, name, defaults, validity.
+pub fn create(kind: &Kind, namespace: &str, mut object: Value, birth: Birth<'_>) -> Result<Value, Status> {
     settle_namespace(kind, namespace, &mut object)?;
     if !meta::resource_version(&object).is_empty() {
         return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    meta::begin(&mut object, identity);
+    meta::begin(&mut object, meta::Identity { uid: birth.uid, now: birth.now });
+    if meta::name(&object).is_empty() && !meta::generate_name_base(&object).is_empty() {
+        let name = meta::generate_name(meta::generate_name_base(&object), birth.random);
+        meta::set_name(&mut object, &name);
+    }
     if let Some(fields) = object.as_object_mut() {
         if kind.has_status {
             fields.remove("status");
@@ -315,7 +329,7 @@ mod tests {
     }
 
     fn new(plural: &str, namespace: &str, object: Value) -> Result<Value, Status> {
-        create(kind(plural), namespace, object, meta::Identity { uid: "u", now: NOW })
+        create(kind(plural), namespace, object, Birth { uid: "u", now: NOW, random: &[0; 5] })
     }
 
     fn stored(mut object: Value) -> Value {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
+use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::{
     negotiate::BodyFormat,
@@ -42,14 +43,15 @@ pub fn parse(format: BodyFormat, bytes: &[u8], validation: FieldValidation) -> R
         BodyFormat::Yaml => {
             let mut options = serde_saphyr::Options::default();
             options.duplicate_keys = match validation {
-                FieldValidation::Strict => serde_saphyr::options::DuplicateKeyPolicy::Error,
-                FieldValidation::Warn | FieldValidation::Ignore => serde_saphyr::options::DuplicateKeyPolicy::LastWins,
+                FieldValidation::Strict => DuplicateKeyPolicy::Error,
+                FieldValidation::Warn | FieldValidation::Ignore => DuplicateKeyPolicy::LastWins,
             };
             let value = serde_saphyr::from_slice_with_options(bytes, options).map_err(|e| unreadable(&e))?;
             Ok((value, Vec::new()))
         }
         BodyFormat::Protobuf => {
-            Ok((api::protobuf::decode(bytes).map_err(|e| unreadable(&e))?, Vec::new()))
+            let decoded = api::protobuf::decode(bytes).map_err(|e| unreadable(&e))?;
+            Ok((decoded.value, Vec::new()))
         }
     }
 }
