@@ -19,12 +19,12 @@ test: build
 build:
 	@.ci/packages $(BUILD_PACKAGES)
 	@command -v kubectl >/dev/null || .ci/packages kubernetes-client
-	cargo build --locked
+	cargo build --locked --workspace
 
 release:
 	@.ci/packages $(BUILD_PACKAGES)
 	@command -v kubectl >/dev/null || .ci/packages kubernetes-client
-	cargo build --locked --release
+	cargo build --locked --release --package minik8s
 
 lint:
 	cargo fmt --all --check

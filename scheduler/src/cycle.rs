@@ -91,7 +91,8 @@ mod tests {
         if spec.get("containers").is_none() {
             spec["containers"] = json!([{"name": "c"}]);
         }
-        let owner = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r1", "controller": true}]);
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r1", "controller": true}]);
         let pod = json!({"metadata": {"name": name, "namespace": "d", "ownerReferences": owner}, "spec": spec});
         PodInfo::new(&serde_json::from_value(pod).expect("a pod"))
     }

@@ -51,7 +51,8 @@ fn taints(pod: &PodInfo, _: &NodeInfo, facts: &NodeFacts) -> Result<(), Reason> 
 
 fn affinity(pod: &PodInfo, _: &NodeInfo, facts: &NodeFacts) -> Result<(), Reason> {
     let selected = pod.node_selector.iter().all(|(key, value)| facts.labels.get(key) == Some(value));
-    let required = pod.node_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let required =
+        pod.node_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     let affine = required.is_none_or(|r| r.node_selector_terms.iter().any(|term| matches_term(term, facts)));
     if selected && affine { Ok(()) } else { Err("node(s) didn't match Pod's node affinity/selector".to_owned()) }
 }

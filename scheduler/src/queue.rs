@@ -169,6 +169,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "any instant will do to start from, and there is no other way to make one"
+    )]
     fn a_failed_write_is_retried_later_and_later() {
         let mut queue = Queue::default();
         let start = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::quantity;
+use api::quantity::Quantity as Amount;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
     apimachinery::pkg::api::resource::Quantity,
@@ -22,13 +22,11 @@ impl Resources {
         let mut out = Resources::default();
         for (name, amount) in list.into_iter().flatten() {
             match name.as_str() {
-                "cpu" => out.milli_cpu = quantity::milli(&amount.0).unwrap_or(0),
-                "memory" => out.memory = quantity::units(&amount.0).unwrap_or(0),
-                "ephemeral-storage" => out.ephemeral_storage = quantity::units(&amount.0).unwrap_or(0),
+                "cpu" => out.milli_cpu = parse(amount).milli(),
+                "memory" => out.memory = parse(amount).units(),
+                "ephemeral-storage" => out.ephemeral_storage = parse(amount).units(),
                 "pods" => {}
-                other => {
-                    out.extended.insert(other.to_owned(), quantity::units(&amount.0).unwrap_or(0));
-                }
+                other => drop(out.extended.insert(other.to_owned(), parse(amount).units())),
             }
         }
         out
@@ -81,6 +79,11 @@ impl Resources {
     }
 }
 
+/// The API server lets nothing else through than quantities.
+pub(crate) fn parse(amount: &Quantity) -> Amount {
+    amount.0.parse().unwrap_or(Amount::ZERO)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +96,10 @@ mod tests {
     fn a_pod_occupies_the_larger_of_init_and_main_phase() {
         let ask = |cpu: &str| serde_json::json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
         let cases = [
-            (serde_json::json!({"containers": [{"name": "a", "resources": ask("100m")}, {"name": "b", "resources": ask("0.2")}]}), 300),
+            (
+                serde_json::json!({"containers": [{"name": "a", "resources": ask("100m")}, {"name": "b", "resources": ask("0.2")}]}),
+                300,
+            ),
             (
                 serde_json::json!({"containers": [{"name": "a", "resources": ask("100m")}],
                     "initContainers": [{"name": "i", "resources": ask("1")}, {"name": "j", "resources": ask("500m")}]}),

@@ -35,7 +35,8 @@ fn soft_taints(pod: &PodInfo, _: &NodeInfo, facts: &NodeFacts) -> i64 {
 }
 
 fn preferred(pod: &PodInfo, _: &NodeInfo, facts: &NodeFacts) -> i64 {
-    let terms = pod.node_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
+    let terms =
+        pod.node_affinity.as_ref().and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_deref());
     let terms = terms.unwrap_or_default();
     let total: i64 = terms.iter().map(|t| i64::from(t.weight)).sum();
     if total == 0 {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 
 use crate::{
     pod::{HostPort, PodInfo},
-    resources::Resources,
+    resources::{self, Resources},
 };
 
 /// What a node offers and demands; two equal values are the same to every decision.
@@ -25,7 +25,7 @@ impl NodeFacts {
     pub fn new(node: &Node) -> NodeFacts {
         let spec = node.spec.as_ref();
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-        let pods = allocatable.and_then(|a| a.get("pods")).and_then(|q| api::quantity::units(&q.0));
+        let pods = allocatable.and_then(|a| a.get("pods")).map(|q| resources::parse(q).units());
         NodeFacts {
             name: object::name(node).to_owned(),
             labels: node.metadata.labels.clone().unwrap_or_default(),

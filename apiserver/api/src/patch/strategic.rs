@@ -4,7 +4,10 @@
 //! stands in; `merge` is what happens anyway), `$retainKeys` (drop every other field), `$setElementOrder/<list>` (the
 //! order of a list, by its elements' keys) and `$deleteFromPrimitiveList/<list>` (values to take out).
 
-use std::fmt::Write;
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write,
+};
 
 use serde_json::{Map, Value};
 
@@ -157,6 +160,7 @@ impl Merge {
         let message = field.and_then(|f| f.ty.message());
         let mut merged = old.clone();
         let mut replace = false;
+        let mut deleted = HashSet::new();
         let mut changes = Vec::new();
         for (i, change) in patch.iter().enumerate() {
             let Value::Object(change) = change else {
@@ -166,21 +170,33 @@ impl Merge {
             match (directive, change.get(key)) {
                 (Directive::Replace, _) => replace = true,
                 (_, None) => return Err(self.malformed(format!("element {i} lacks its merge key {key:?}"))),
-                (Directive::Delete, Some(id)) => merged.retain(|v| v.get(key) != Some(id)),
+                (Directive::Delete, Some(id)) => {
+                    deleted.insert(id);
+                }
                 (Directive::Merge, Some(id)) => changes.push((id, change)),
             }
         }
         if replace {
             return Ok(changes.into_iter().map(|(_, change)| Value::Object(new_object(change))).collect());
         }
+        merged.retain(|v| v.get(key).is_none_or(|id| !deleted.contains(id)));
+        let mut places: HashMap<Value, usize> = HashMap::new();
+        for (i, element) in merged.iter().enumerate() {
+            if let Some(id) = element.get(key) {
+                places.entry(id.clone()).or_insert(i);
+            }
+        }
         for (id, change) in &changes {
-            let place = merged.iter().position(|v| v.get(key) == Some(id));
+            let place = places.get(*id).copied();
             match place.map(|i| (i, merged[i].take())) {
                 Some((i, Value::Object(old))) => {
                     let new = self.within(&element(key, id), |this| this.object(message, old, change))?;
                     merged[i] = Value::Object(new);
                 }
-                _ => merged.push(Value::Object(new_object(change))),
+                _ => {
+                    places.insert((*id).clone(), merged.len());
+                    merged.push(Value::Object(new_object(change)));
+                }
             }
         }
         let order: Vec<Value> = changes.iter().map(|(_, change)| Value::Object((*change).clone())).collect();
@@ -192,12 +208,8 @@ impl Merge {
         if patch.iter().any(|v| v.is_object() || v.is_array()) {
             return Err(self.malformed("the list's elements must be plain values"));
         }
-        let mut merged: Vec<Value> = Vec::new();
-        for value in old.iter().chain(patch) {
-            if !merged.contains(value) {
-                merged.push(value.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let merged = old.iter().chain(patch).filter(|v| seen.insert(*v)).cloned().collect();
         Ok(in_order(None, merged, patch, &old))
     }
 
@@ -206,6 +218,7 @@ impl Merge {
             return Err(self.malformed("$deleteFromPrimitiveList is a list"));
         };
         if let Some(Value::Array(list)) = current.get_mut(name) {
+            let values: HashSet<&Value> = values.iter().collect();
             list.retain(|v| !values.contains(v));
         }
         Ok(())
@@ -214,7 +227,8 @@ impl Merge {
     fn retain_keys(&self, current: &mut Object, patch: &Object) -> Result<(), Error> {
         let Some(keys) = patch.get(RETAIN_KEYS) else { return Ok(()) };
         let Value::Array(keys) = keys else { return Err(self.malformed("$retainKeys is a list")) };
-        let kept = |name: &str| keys.iter().any(|k| k.as_str() == Some(name));
+        let keys: HashSet<&str> = keys.iter().filter_map(Value::as_str).collect();
+        let kept = |name: &str| keys.contains(name);
         if let Some((name, _)) = patch.iter().find(|(n, v)| !v.is_null() && !is_directive(n) && !kept(n)) {
             return Err(self.malformed(format!("field {name:?} is set, but not in $retainKeys")));
         }
@@ -291,6 +305,15 @@ fn identity<'a>(key: Option<&str>, value: &'a Value) -> Option<&'a Value> {
     }
 }
 
+/// Where each element first stands. A map, as lists in a patch may be long and searching would take their square.
+fn places<'a>(key: Option<&str>, list: &'a [Value]) -> HashMap<Option<&'a Value>, usize> {
+    let mut places = HashMap::with_capacity(list.len());
+    for (i, element) in list.iter().enumerate() {
+        places.entry(identity(key, element)).or_insert(i);
+    }
+    places
+}
+
 /// `[name=web]`
 fn element(key: &str, id: &Value) -> String {
     let mut text = format!("[{key}=");
@@ -305,16 +328,17 @@ fn element(key: &str, id: &Value) -> String {
 /// Sorts a merged list: the elements that the patch orders stand in that order, the others stay where they were among
 /// those that the old list had, as far as both can be true.
 fn in_order(key: Option<&str>, merged: Vec<Value>, order: &[Value], old: &[Value]) -> Vec<Value> {
-    let place = |list: &[Value], v: &Value| list.iter().position(|o| identity(key, o) == identity(key, v));
-    let (mut ordered, mut others): (Vec<_>, Vec<_>) = merged.into_iter().partition(|v| place(order, v).is_some());
-    ordered.sort_by_key(|v| place(order, v));
-    others.sort_by_key(|v| place(old, v));
+    let (order, old) = (places(key, order), places(key, old));
+    let place = |list: &HashMap<_, usize>, v: &Value| list.get(&identity(key, v)).copied();
+    let (mut ordered, mut others): (Vec<_>, Vec<_>) = merged.into_iter().partition(|v| place(&order, v).is_some());
+    ordered.sort_by_key(|v| place(&order, v));
+    others.sort_by_key(|v| place(&old, v));
     let (mut ordered, mut others) = (ordered.into_iter().peekable(), others.into_iter().peekable());
     let mut sorted = Vec::with_capacity(ordered.len() + others.len());
     loop {
         let next = match (others.peek(), ordered.peek()) {
             (None, None) => return sorted,
-            (Some(other), Some(first)) => match (place(old, other), place(old, first)) {
+            (Some(other), Some(first)) => match (place(&old, other), place(&old, first)) {
                 (Some(a), Some(b)) if a < b => others.next(),
                 _ => ordered.next(),
             },
