@@ -342,14 +342,18 @@ mod tests {
 
     #[test]
     fn a_new_object_has_what_the_server_decides() {
-        let made = new("configmaps", "n", json!({"metadata": {"name": "a", "uid": "mine"}, "data": {"x": "y"}})).unwrap();
+        let made =
+            new("configmaps", "n", json!({"metadata": {"name": "a", "uid": "mine"}, "data": {"x": "y"}})).unwrap();
         let want = json!({"metadata": {"name": "a", "namespace": "n", "uid": "u", "creationTimestamp": "2023-11-14T22:13:20Z"}, "data": {"x": "y"}});
         assert_eq!((&made["metadata"], &made["data"]), (&want["metadata"], &want["data"]));
         let namespace = new("namespaces", "", json!({"metadata": {"name": "a"}})).unwrap();
         assert_eq!(namespace["spec"]["finalizers"], json!(["kubernetes"]));
         assert_eq!(namespace["status"]["phase"], "Active");
         assert_eq!(new("configmaps", "n", json!({"metadata": {"name": "a", "namespace": "m"}})).unwrap_err().code, 400);
-        assert_eq!(new("configmaps", "n", json!({"metadata": {"name": "a", "resourceVersion": "1"}})).unwrap_err().code, 400);
+        assert_eq!(
+            new("configmaps", "n", json!({"metadata": {"name": "a", "resourceVersion": "1"}})).unwrap_err().code,
+            400
+        );
     }
 
     #[test]
@@ -358,7 +362,9 @@ mod tests {
         let apply = |new: Value| update(kind("configmaps"), new, &old, Part::Main);
         assert_eq!(apply(old.clone()).unwrap(), Updated::Unchanged);
         assert_eq!(apply(json!({"metadata": {}, "data": {"x": "y"}})).unwrap(), Updated::Unchanged);
-        let Updated::Put(put) = apply(json!({"metadata": {"resourceVersion": "7"}, "data": {}})).unwrap() else { panic!("a change is put") };
+        let Updated::Put(put) = apply(json!({"metadata": {"resourceVersion": "7"}, "data": {}})).unwrap() else {
+            panic!("a change is put")
+        };
         assert_eq!((meta::uid(&put), &put["data"]), ("u", &json!({})));
         for (metadata, code) in [
             (json!({"name": "b"}), 400),
@@ -372,8 +378,11 @@ mod tests {
 
     #[test]
     fn status_and_spec_do_not_touch_each_other() {
-        let old = stored(json!({"metadata": {"namespace": "n", "generation": 2}, "spec": {"replicas": 1}, "status": {"replicas": 1}}));
-        let only = only_status(json!({"metadata": {"labels": {"a": "b"}}, "spec": {}, "status": {"replicas": 5}}), &old);
+        let old = stored(
+            json!({"metadata": {"namespace": "n", "generation": 2}, "spec": {"replicas": 1}, "status": {"replicas": 1}}),
+        );
+        let only =
+            only_status(json!({"metadata": {"labels": {"a": "b"}}, "spec": {}, "status": {"replicas": 5}}), &old);
         assert_eq!((&only["spec"]["replicas"], &only["status"]["replicas"]), (&json!(1), &json!(5)));
         assert_eq!(meta::label(&only, "a"), Some("b"));
         let kept = keep_status(kind("replicationcontrollers"), json!({"spec": {"replicas": 9}}), &old);
@@ -382,7 +391,9 @@ mod tests {
 
     #[test]
     fn the_last_finalizer_lets_an_object_go() {
-        let mut old = stored(json!({"metadata": {"namespace": "n", "finalizers": ["x", "y"], "deletionTimestamp": "2023-01-01T00:00:00Z"}}));
+        let mut old = stored(
+            json!({"metadata": {"namespace": "n", "finalizers": ["x", "y"], "deletionTimestamp": "2023-01-01T00:00:00Z"}}),
+        );
         let apply = |finalizers: Value, old: &Value| {
             update(kind("configmaps"), json!({"metadata": {"finalizers": finalizers}}), old, Part::Main)
         };
@@ -421,9 +432,12 @@ mod tests {
 
     #[test]
     fn a_namespace_waits_for_its_content() {
-        let old = stored(json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}));
+        let old =
+            stored(json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}));
         let kind = kind("namespaces");
-        let Deleted::Mark(marked) = delete(kind, &old, &DeleteOptions::default(), NOW).unwrap() else { panic!("it waits") };
+        let Deleted::Mark(marked) = delete(kind, &old, &DeleteOptions::default(), NOW).unwrap() else {
+            panic!("it waits")
+        };
         assert_eq!(marked["status"]["phase"], "Terminating");
         let emptied = finalize(kind, &json!({"metadata": {}, "spec": {}}), &marked).unwrap();
         assert!(matches!(emptied, Updated::Remove(_)));
@@ -431,9 +445,19 @@ mod tests {
 
     #[test]
     fn pods_on_a_node_get_time_to_stop() {
-        let pod = |node: &str| stored(json!({"metadata": {"namespace": "n", "generation": 1}, "spec": {"nodeName": node, "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}}));
+        let pod = |node: &str| {
+            stored(
+                json!({"metadata": {"namespace": "n", "generation": 1}, "spec": {"nodeName": node, "terminationGracePeriodSeconds": 30}, "status": {"phase": "Running"}}),
+            )
+        };
         let run = |object: &Value, grace: Option<i64>| {
-            delete(kind("pods"), object, &DeleteOptions { grace_period_seconds: grace, ..DeleteOptions::default() }, NOW).unwrap()
+            delete(
+                kind("pods"),
+                object,
+                &DeleteOptions { grace_period_seconds: grace, ..DeleteOptions::default() },
+                NOW,
+            )
+            .unwrap()
         };
         assert_eq!(run(&pod(""), None), Deleted::Remove);
         assert_eq!(run(&pod("a"), Some(0)), Deleted::Remove);

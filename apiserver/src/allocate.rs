@@ -308,11 +308,13 @@ mod tests {
     #[test]
     fn a_new_service_gets_what_it_needs() {
         let mut s = service("NodePort", "", json!([{"port": 80}, {"port": 81, "nodePort": 30080}]));
-        let claims = run(None, Some(&mut s), &["/allocations/clusterip/10.96.0.21", "/allocations/nodeport/30005"]).unwrap();
+        let claims =
+            run(None, Some(&mut s), &["/allocations/clusterip/10.96.0.21", "/allocations/nodeport/30005"]).unwrap();
         assert_eq!(s["spec"]["clusterIP"], "10.96.0.22");
         assert_eq!(s["spec"]["clusterIPs"], json!(["10.96.0.22"]));
         assert_eq!(s["spec"]["ports"][0]["nodePort"], 30006);
-        let want = ["+/allocations/clusterip/10.96.0.22", "+/allocations/nodeport/30006", "+/allocations/nodeport/30080"];
+        let want =
+            ["+/allocations/clusterip/10.96.0.22", "+/allocations/nodeport/30006", "+/allocations/nodeport/30080"];
         assert_eq!(written(&claims), want);
         assert_eq!(claims.compare.len(), 3);
 
@@ -343,7 +345,10 @@ mod tests {
         let old = service("NodePort", "10.96.0.30", json!([{"port": 80, "nodePort": 30080}]));
         let mut same = service("NodePort", "", json!([{"port": 80}]));
         assert_eq!(run(Some(&old), Some(&mut same), &[]).unwrap(), Claims::default());
-        assert_eq!((&same["spec"]["clusterIP"], &same["spec"]["ports"]), (&old["spec"]["clusterIP"], &old["spec"]["ports"]));
+        assert_eq!(
+            (&same["spec"]["clusterIP"], &same["spec"]["ports"]),
+            (&old["spec"]["clusterIP"], &old["spec"]["ports"])
+        );
         let mut plain = service("ClusterIP", "10.96.0.30", json!([{"port": 80, "nodePort": 30080}]));
         assert_eq!(written(&run(Some(&old), Some(&mut plain), &[]).unwrap()), ["-/allocations/nodeport/30080"]);
         let mut external = service("ExternalName", "10.96.0.30", json!([]));

@@ -99,16 +99,13 @@ pub struct Reference {
 
 /// The identity behind a request. `Ok` with [`Identity::anonymous`] when it shows no credentials; credentials that do
 /// not hold are an error even where nobody needs any.
-pub fn authenticate(
-    peer: &Peer,
-    headers: &HeaderMap,
-    keys: &TokenKey,
-    store: &Store,
-) -> Result<Arc<Identity>, Status> {
+pub fn authenticate(peer: &Peer, headers: &HeaderMap, keys: &TokenKey, store: &Store) -> Result<Arc<Identity>, Status> {
     let identity = match peer {
         Peer::InProcess(identity) | Peer::Tls(Some(identity)) => identity.clone(),
         Peer::Tls(None) => match bearer(headers) {
-            Some(token) => Arc::new(service_account(token, keys, store, clock::seconds()).ok_or_else(Status::unauthorized)?),
+            Some(token) => {
+                Arc::new(service_account(token, keys, store, clock::seconds()).ok_or_else(Status::unauthorized)?)
+            }
             None => Arc::new(Identity::anonymous()),
         },
     };
@@ -132,14 +129,14 @@ fn impersonate(identity: Arc<Identity>, headers: &HeaderMap) -> Result<Arc<Ident
         return Err(Status::bad_request("requested impersonation without a user: set Impersonate-User"));
     };
     if !identity.in_group(MASTERS) {
-        let why = format!("users \"{user}\" is forbidden: User \"{}\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope", identity.user);
+        let why = format!(
+            "users \"{user}\" is forbidden: User \"{}\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+            identity.user
+        );
         return Err(Status::new(api::status::Reason::Forbidden, why));
     }
-    let mut groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|v| Some(v.to_str().ok()?.to_owned()))
-        .collect();
+    let mut groups: Vec<String> =
+        headers.get_all("impersonate-group").iter().filter_map(|v| Some(v.to_str().ok()?.to_owned())).collect();
     if let Some((namespace, _)) = user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':')) {
         groups.extend([SERVICE_ACCOUNTS.to_owned(), format!("{SERVICE_ACCOUNTS}:{namespace}")]);
     }
@@ -203,7 +200,8 @@ mod tests {
     use crate::pki::{Pki, Subject};
 
     fn keys(dir: &Path) -> TokenKey {
-        let subject = Subject { data_dir: dir, sans: BTreeSet::new(), url: String::new(), token: None, now: 1_800_000_000 };
+        let subject =
+            Subject { data_dir: dir, sans: BTreeSet::new(), url: String::new(), token: None, now: 1_800_000_000 };
         Pki::load(&subject).unwrap().service_accounts
     }
 

@@ -45,7 +45,11 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
         | Route::VersionDiscovery { .. }
         | Route::OpenApiIndex
         | Route::OpenApi { .. } => {
-            if identity.in_group(UNAUTHENTICATED) { Verdict::Deny } else { Verdict::Allow }
+            if identity.in_group(UNAUTHENTICATED) {
+                Verdict::Deny
+            } else {
+                Verdict::Allow
+            }
         }
         Route::Resource(target) => match identity.node() {
             Some(node) => node_may(node, target),
@@ -121,7 +125,8 @@ mod tests {
 
     #[test]
     fn who_may_do_what() {
-        let user = |user: &str, group: &str| Identity { user: user.into(), groups: vec![group.into()], uid: String::new() };
+        let user =
+            |user: &str, group: &str| Identity { user: user.into(), groups: vec![group.into()], uid: String::new() };
         let (master, anonymous) = (Identity::master("admin"), Identity::anonymous());
         let node = user("system:node:a", NODES);
         let account = user("system:serviceaccount:n:a", "system:authenticated");

@@ -14,10 +14,7 @@ use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_saphyr::DuplicateKeyPolicy;
 
-use crate::{
-    negotiate::BodyFormat,
-    options::FieldValidation,
-};
+use crate::{negotiate::BodyFormat, options::FieldValidation};
 
 /// What upstream allows: twice the size of the largest object, for patches.
 pub const MAX_BODY: usize = 3 << 20;
@@ -82,13 +79,13 @@ pub fn check(
         return Err(Status::bad_request(format!("the body must be a {}, not a bare value", kind.kind)));
     }
     for (field, want) in [("apiVersion", kind.api_version()), ("kind", kind.kind.to_owned())] {
-        match object[field].as_str() {
-            None | Some("") => object[field] = want.into(),
-            Some(given) if given == want => {}
-            Some(given) => {
+        match object.get(field).unwrap_or(&Value::Null) {
+            Value::Null => object[field] = want.into(),
+            Value::String(given) if given.is_empty() => object[field] = want.into(),
+            Value::String(given) if *given == want => {}
+            given => {
                 let what = if field == "kind" { "kind" } else { "API version" };
-                let message =
-                    format!("the {what} in the data ({given}) does not match the expected {what} ({want})");
+                let message = format!("the {what} in the data ({given}) does not match the expected {what} ({want})");
                 return Err(Status::bad_request(message));
             }
         }
@@ -103,7 +100,8 @@ pub fn check(
         FieldValidation::Strict => match strict_message(&unknown, &duplicates) {
             None => Vec::new(),
             Some(message) => {
-                let subject = format!("{} in version \"{}\" cannot be handled as a {}", kind.kind, kind.version, kind.kind);
+                let subject =
+                    format!("{} in version \"{}\" cannot be handled as a {}", kind.kind, kind.version, kind.kind);
                 return Err(Status::bad_request(format!("{subject}: {message}")));
             }
         },
@@ -241,7 +239,10 @@ mod tests {
         let read = |validation| object(kind, BodyFormat::Json, text, validation);
         let strict = read(FieldValidation::Strict).unwrap_err();
         assert_eq!(strict.code, 400);
-        assert!(strict.message.contains("unknown field \"dat\"") && strict.message.contains("duplicate field \"data\""), "{strict}");
+        assert!(
+            strict.message.contains("unknown field \"dat\"") && strict.message.contains("duplicate field \"data\""),
+            "{strict}"
+        );
         let (value, warnings) = read(FieldValidation::Warn).unwrap();
         assert_eq!(warnings.len(), 2);
         assert_eq!((value["kind"].as_str(), value.get("dat")), (Some("ConfigMap"), None));

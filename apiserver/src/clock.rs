@@ -6,8 +6,3 @@ use jiff::Timestamp;
 pub fn seconds() -> i64 {
     Timestamp::now().as_second()
 }
-
-/// Microseconds since the epoch.
-pub fn microseconds() -> i64 {
-    Timestamp::now().as_microsecond()
-}

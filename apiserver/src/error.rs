@@ -23,7 +23,9 @@ pub enum Error {
     #[error("--{flag} {value}: {what}")]
     Flag { flag: &'static str, value: String, what: &'static str },
 
-    #[error("cannot listen on {address}: is another server running there? Stop it, or choose another address with --bind")]
+    #[error(
+        "cannot listen on {address}: is another server running there? Stop it, or choose another address with --bind"
+    )]
     Listen { address: SocketAddr, source: std::io::Error },
 
     #[error("cannot create the bootstrap object {object}: {what}")]

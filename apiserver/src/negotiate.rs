@@ -146,7 +146,10 @@ mod tests {
             ("application/vnd.kubernetes.protobuf,application/json", Some((Shape::Object, Format::Json))),
             ("application/vnd.kubernetes.protobuf", None),
             ("application/yaml", Some((Shape::Object, Format::Yaml))),
-            ("application/json; as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some((Shape::Partial(MetaVersion::V1), Format::Json))),
+            (
+                "application/json; as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+                Some((Shape::Partial(MetaVersion::V1), Format::Json)),
+            ),
             ("application/json;as=Table;g=meta.k8s.io;v=v9", None),
             ("application/json;as=Table;g=meta.k8s.io;v=v9,*/*;q=0.1", Some((Shape::Object, Format::Json))),
             ("text/html", None),

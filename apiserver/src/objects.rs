@@ -12,8 +12,9 @@ use store::{Compare, KeyValue, LeaseId, Op, Snapshot, Txn};
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::{
-    App, admit, allocate, clock, entropy, keys,
+    App, admit,
     admit::{DeleteOptions, Deleted, Updated},
+    allocate, clock, entropy, keys,
     options::{At, DryRun},
     stored,
 };
@@ -219,14 +220,12 @@ impl App {
                 });
             }
             let (write, claims) = match &value {
-                Some(value) => (
-                    Op::Put { key: key.clone(), value: value.clone(), lease: kv.lease },
-                    allocate::Claims::default(),
-                ),
-                None => (
-                    Op::Delete { start: key.clone(), end: None },
-                    self.claims(spot.kind, &snapshot, Some(&old), None)?,
-                ),
+                Some(value) => {
+                    (Op::Put { key: key.clone(), value: value.clone(), lease: kv.lease }, allocate::Claims::default())
+                }
+                None => {
+                    (Op::Delete { start: key.clone(), end: None }, self.claims(spot.kind, &snapshot, Some(&old), None)?)
+                }
             };
             if let Some(revision) = self.commit(kv, write, claims).await? {
                 return Ok(match value {

@@ -123,12 +123,15 @@ fn revision_match(query: &Query) -> Result<Option<Match>, Status> {
         None => Ok(None),
         Some("Exact") => Ok(Some(Match::Exact)),
         Some("NotOlderThan") => Ok(Some(Match::NotOlderThan)),
-        Some(other) => Err(invalid("resourceVersionMatch", &format!("unknown value {other:?}: use Exact or NotOlderThan"))),
+        Some(other) => {
+            Err(invalid("resourceVersionMatch", &format!("unknown value {other:?}: use Exact or NotOlderThan")))
+        }
     }
 }
 
 fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, Status> {
-    let parse = |text: &str| text.parse().map_err(|_| Status::bad_request(format!("{name} must be a number, not {text:?}")));
+    let parse =
+        |text: &str| text.parse().map_err(|_| Status::bad_request(format!("{name} must be a number, not {text:?}")));
     query.get(name).map(parse).transpose()
 }
 

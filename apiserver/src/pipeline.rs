@@ -56,7 +56,11 @@ async fn answer(app: Arc<App>, peer: Peer, request: Request<Body>) -> Result<Res
         // Who may not know what exists learns nothing from a 404 either.
         Err(status) => {
             let identity = authenticate(&peer, request.headers(), &app.pki.service_accounts, &app.store)?;
-            return Err(if identity.in_group(crate::authenticate::UNAUTHENTICATED) { Status::unauthorized() } else { status });
+            return Err(if identity.in_group(crate::authenticate::UNAUTHENTICATED) {
+                Status::unauthorized()
+            } else {
+                status
+            });
         }
     };
     // A joining node's token is checked by the handler itself: it is no user's.
@@ -85,7 +89,9 @@ async fn turn<'a>(in_flight: &'a InFlight, route: &Route) -> Result<Option<tokio
     };
     match timeout(MAX_WAIT, queue.acquire()).await {
         Ok(Ok(permit)) => Ok(Some(permit)),
-        _ => Err(Status::too_many_requests("too many requests are waiting, please try again later", RETRY_AFTER_SECONDS)),
+        _ => {
+            Err(Status::too_many_requests("too many requests are waiting, please try again later", RETRY_AFTER_SECONDS))
+        }
     }
 }
 
@@ -109,4 +115,3 @@ fn check(app: &App, identity: &Identity, route: &Route, path: &str) -> Result<()
         false => Err(forbidden(identity, route, path)),
     }
 }
-

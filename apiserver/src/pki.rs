@@ -22,7 +22,9 @@ use rcgen::{
 };
 use ring::{
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey},
+    signature::{
+        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+    },
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
@@ -90,12 +92,9 @@ pub struct TokenKey {
 impl TokenKey {
     fn from_pem(pem: &str) -> Result<Self, String> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| e.to_string())?;
-        let pair = EcdsaKeyPair::from_pkcs8(
-            &ECDSA_P256_SHA256_FIXED_SIGNING,
-            der.secret_pkcs8_der(),
-            &SystemRandom::new(),
-        )
-        .map_err(|e| e.to_string())?;
+        let pair =
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &SystemRandom::new())
+                .map_err(|e| e.to_string())?;
         Ok(Self { pair })
     }
 
@@ -488,6 +487,9 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_made_is_named() {
         let error = Pki::load(&subject(Path::new("/proc/none/minik8s"), &[], None, NOW)).err().unwrap();
-        assert!(error.to_string().contains("/proc/none/minik8s") && error.to_string().contains("--data-dir"), "{error}");
+        assert!(
+            error.to_string().contains("/proc/none/minik8s") && error.to_string().contains("--data-dir"),
+            "{error}"
+        );
     }
 }

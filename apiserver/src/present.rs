@@ -137,8 +137,7 @@ pub fn list(view: View, items: Vec<Arc<KeyValue>>, list_meta: &ListMeta) -> Resp
     let shown = match view.form.shape {
         Shape::Table(version) => {
             let metadata = list_meta.to_json();
-            let mut table =
-                table::table(view.kind, &objects, clock::seconds(), view.include, metadata, Header::Show);
+            let mut table = table::table(view.kind, &objects, clock::seconds(), view.include, metadata, Header::Show);
             table["apiVersion"] = version.api_version().into();
             table
         }
@@ -221,14 +220,16 @@ pub fn failure_json(status: &Status, body: &Value) -> Response<Body> {
 
 /// `Status` of something done that has no object to show.
 pub fn success(code: StatusCode, form: Form) -> Response<Body> {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()});
+    let status =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code.as_u16()});
     value(code, Form { shape: Shape::Object, ..form }, &status)
 }
 
 /// Adds what `kubectl` prints before its own output.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {
-        let quoted: String = warning.chars().map(|c| if c == '"' || c == '\\' { format!("\\{c}") } else { c.into() }).collect();
+        let quoted: String =
+            warning.chars().map(|c| if c == '"' || c == '\\' { format!("\\{c}") } else { c.into() }).collect();
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(header::WARNING, value);
         }
@@ -278,7 +279,8 @@ mod tests {
     #[tokio::test]
     async fn shapes() {
         let list_meta = ListMeta { revision: 9, next: None, remaining: None };
-        let table = read(list(view("application/json;as=Table;g=meta.k8s.io;v=v1"), vec![kv("a", 5, 1)], &list_meta)).await;
+        let table =
+            read(list(view("application/json;as=Table;g=meta.k8s.io;v=v1"), vec![kv("a", 5, 1)], &list_meta)).await;
         assert_eq!((table["kind"].as_str(), table["rows"][0]["cells"][0].as_str()), (Some("Table"), Some("a")));
         let partial = view("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1");
         let kv = kv("a", 5, 1);

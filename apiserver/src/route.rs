@@ -26,13 +26,21 @@ pub enum Route {
     /// `/apis`
     GroupsDiscovery,
     /// `/apis/apps`
-    GroupDiscovery { group: String },
+    GroupDiscovery {
+        group: String,
+    },
     /// `/api/v1`, `/apis/apps/v1`
-    VersionDiscovery { group: String, version: String },
+    VersionDiscovery {
+        group: String,
+        version: String,
+    },
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/apis/apps/v1`
-    OpenApi { group: String, version: String },
+    OpenApi {
+        group: String,
+        version: String,
+    },
     Resource(Target),
 }
 
@@ -128,7 +136,10 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
 }
 
 fn wrong_method() -> Status {
-    Status::new(api::status::Reason::MethodNotAllowed, "the server does not allow this method on the requested resource")
+    Status::new(
+        api::status::Reason::MethodNotAllowed,
+        "the server does not allow this method on the requested resource",
+    )
 }
 
 /// Whether the path asks for a watch, by its old prefix or by the query.

@@ -1,12 +1,7 @@
 //! From a listening socket to requests: TLS, HTTP/1.1 and HTTP/2, who the peer is by its certificate, and a stop that
 //! lets running requests finish.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use hyper::{Request, body::Incoming, service::service_fn};
@@ -19,10 +14,10 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    App, Error,
+    App, Error, Tls,
     authenticate::{Identity, Peer},
     pipeline,
 };
@@ -50,12 +45,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// Serves until `stop` turns true, then drains. `tls` changes when certificates are renewed.
-pub async fn run(
-    listener: TcpListener,
-    tls: watch::Receiver<Arc<ServerConfig>>,
-    app: Arc<App>,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run(listener: TcpListener, tls: watch::Receiver<Tls>, app: Arc<App>, mut stop: watch::Receiver<bool>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let graceful = Arc::new(GracefulShutdown::new());
     loop {
@@ -64,7 +54,7 @@ pub async fn run(
             _ = stop.wait_for(|stopping| *stopping) => break,
         };
         let Some((stream, address, permit)) = accepted else { continue };
-        let acceptor = TlsAcceptor::from(tls.borrow().clone());
+        let acceptor = TlsAcceptor::from(tls.borrow().server.clone());
         let (app, graceful) = (app.clone(), graceful.watcher());
         tokio::spawn(async move {
             connection(stream, address, acceptor, app, graceful).await;

@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn labels_are_read_from_the_head() {
-        let bytes = encode(&json!({"metadata": {"annotations": {"a": "}"}, "labels": {"x": "y"}}, "spec": {"labels": 1}}));
+        let bytes =
+            encode(&json!({"metadata": {"annotations": {"a": "}"}, "labels": {"x": "y"}}, "spec": {"labels": 1}}));
         assert_eq!(labels(&bytes)["x"], "y");
         assert!(labels(&encode(&json!({"metadata": {}}))).is_empty());
         assert!(labels(b"{}").is_empty());

@@ -7,7 +7,7 @@ use super::{BASE, print};
 use crate::{
     decode,
     field::items,
-    registry::{Kind, Strategy},
+    registry::{Kind, Strategy, Subresource},
     table::Column,
 };
 
@@ -19,9 +19,18 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     schema: "io.k8s.api.core.v1.ServiceAccount",
     columns: &[Column::NAME, Column::text("Secrets", "Number of secrets listed."), Column::AGE],
     strategy: &ServiceAccounts,
+    subresources: TOKEN,
     check: decode::check::<ServiceAccount>,
     ..BASE
 };
+
+const TOKEN: &[Subresource] = &[Subresource {
+    name: "token",
+    group: "authentication.k8s.io",
+    version: "v1",
+    kind: "TokenRequest",
+    verbs: &["create"],
+}];
 
 struct ServiceAccounts;
 
