@@ -136,7 +136,8 @@ pub fn validate_update(errors: &mut Errors, new: &Value, old: &Value) {
         let added: Vec<&str> =
             items(new, "finalizers").iter().filter(|each| !before.contains(each)).filter_map(Value::as_str).collect();
         if !added.is_empty() {
-            let detail = format!("no new finalizers can be added while the object is being deleted: {}", added.join(", "));
+            let detail =
+                format!("no new finalizers can be added while the object is being deleted: {}", added.join(", "));
             errors.forbidden(&path.child("finalizers"), &detail);
         }
     }
@@ -159,7 +160,10 @@ mod tests {
         let none: &[&str] = &[];
         let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u", "controller": true});
         let table = [
-            (json!({"name": "a.b", "namespace": "n", "labels": {"x.io/a": "b"}, "annotations": {"A": "any thing"}}), none),
+            (
+                json!({"name": "a.b", "namespace": "n", "labels": {"x.io/a": "b"}, "annotations": {"A": "any thing"}}),
+                none,
+            ),
             (json!({"namespace": "n"}), &["metadata.name FieldValueRequired"]),
             (json!({"name": "A", "namespace": "n"}), &["metadata.name FieldValueInvalid"]),
             (json!({"name": "a"}), &["metadata.namespace FieldValueRequired"]),
@@ -173,7 +177,10 @@ mod tests {
                 &["metadata.annotations FieldValueInvalid", "metadata.annotations FieldValueTooLong"],
             ),
             (json!({"name": "a", "namespace": "n", "finalizers": ["x.io/a", "orphan"]}), none),
-            (json!({"name": "a", "namespace": "n", "finalizers": ["mine"]}), &["metadata.finalizers[0] FieldValueInvalid"]),
+            (
+                json!({"name": "a", "namespace": "n", "finalizers": ["mine"]}),
+                &["metadata.finalizers[0] FieldValueInvalid"],
+            ),
             (json!({"name": "a", "namespace": "n", "ownerReferences": [owner]}), none),
             (
                 json!({"name": "a", "namespace": "n", "ownerReferences": [owner, owner, {"apiVersion": "v1"}]}),

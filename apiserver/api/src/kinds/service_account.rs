@@ -1,13 +1,12 @@
 //! ServiceAccount: who a pod is.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::Value;
 
-use super::{BASE, print};
+use super::{BASE, object_meta, print};
 use crate::{
-    decode,
-    field::items,
-    registry::{Kind, Strategy, Subresource},
+    field::{Errors, items},
+    registry::{Kind, Part, Strategy, Subresource},
+    status::Cause,
     table::Column,
 };
 
@@ -20,7 +19,6 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     columns: &[Column::NAME, Column::text("Secrets", "Number of secrets listed."), Column::AGE],
     strategy: &ServiceAccounts,
     subresources: TOKEN,
-    check: decode::check::<ServiceAccount>,
     ..BASE
 };
 
@@ -35,6 +33,18 @@ const TOKEN: &[Subresource] = &[Subresource {
 struct ServiceAccounts;
 
 impl Strategy for ServiceAccounts {
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, _part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         vec![print::name(object), items(object, "secrets").len().into(), print::age(object, now)]
     }
