@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{BASE, object_meta, print};
 use crate::{
     field::Errors,
-    registry::{Kind, Part, Strategy},
+    registry::{Kind, Part, Strategy, Subresource},
     status::Cause,
     table::Column,
 };
@@ -18,8 +18,17 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     schema: "io.k8s.api.core.v1.ServiceAccount",
     columns: &[Column::NAME, Column::AGE],
     strategy: &ServiceAccounts,
+    subresources: TOKEN,
     ..BASE
 };
+
+const TOKEN: &[Subresource] = &[Subresource {
+    name: "token",
+    group: "authentication.k8s.io",
+    version: "v1",
+    kind: "TokenRequest",
+    verbs: &["create"],
+}];
 
 struct ServiceAccounts;
 
