@@ -356,7 +356,10 @@ fn a_restart_keeps_everything_and_a_removal_nothing() {
     stop.store(true, Ordering::Relaxed);
     assert!(caller.join().unwrap() > 0);
 
-    // What someone else takes away comes back: here a link's fall takes its routes.
+    // What someone else takes away comes back: a firewall's restart takes the rules, a link's fall its routes.
+    lan.a.host.netns.exec("nft", "flush ruleset");
+    lan.api.put(SERVICES, service("other", json!({"clusterIP": "10.96.1.2"})));
+    third.netns.call_all(at("10.96.1.1:80"), &["pod-b"]);
     lan.a.host.netns.ip("link set uplink down");
     lan.a.host.netns.ip("link set uplink up");
     third.netns.call_all(pod_b.at(8080), &["pod-b"]);
@@ -418,6 +421,14 @@ fn nodes_behind_a_router_are_reached_by_vxlan() {
     lan.a.host.netns.call_all(at("10.96.1.1:80"), &["pod-c"]);
     lan.a.host.netns.call_all(far_pod.at(8080), &["pod-c"]);
     lan.stranger.call_all(at("192.168.77.1:30090"), &["pod-c"]);
+
+    // A new agent takes the tunnel over as it is.
+    let shown = lan.a.host.netns.ip("-o link show mk8s-vxlan");
+    lan.a.with(|netdata| async move { netdata.stop().await });
+    lan.a.start(&lan.api);
+    near_pod.netns.call_all(far_pod.at(8080), &["pod-c"]);
+    let number = |shown: &str| shown.split(':').next().map(str::to_owned);
+    assert_eq!(number(&lan.a.host.netns.ip("-o link show mk8s-vxlan")), number(&shown));
 
     // More than fits one packet, so that a wrong size of packets would show.
     const MUCH: usize = 4 << 20;
