@@ -12,10 +12,15 @@ mod pod;
 mod replica_set;
 mod replication_controller;
 mod secret;
-mod service;
+pub mod service;
 mod service_account;
 
+mod object_meta;
 mod print;
+mod workload;
+
+#[cfg(test)]
+mod golden;
 
 pub const ALL: &[&Kind] = &[
     &config_map::CONFIG_MAP,
@@ -30,6 +35,7 @@ pub const ALL: &[&Kind] = &[
     &service::SERVICE,
     &deployment::DEPLOYMENT,
     &replica_set::REPLICA_SET,
+    &event::EVENT_V1,
     &lease::LEASE,
     &endpoint_slice::ENDPOINT_SLICE,
 ];
@@ -55,7 +61,6 @@ const BASE: Kind = Kind {
     columns: &[],
     strategy: &Plain,
     verbs: ALL_VERBS,
-    check: |_| Ok(Vec::new()),
     alias: None,
 };
 
@@ -83,6 +88,7 @@ mod tests {
             assert!(seen.insert((kind.resource(), kind.version)), "{} twice", kind.resource());
             assert_eq!(kind.singular, kind.kind.to_lowercase());
             assert!(kind.schema.ends_with(&format!(".{}.{}", kind.version, kind.kind)), "{}", kind.schema);
+            assert!(crate::schema::message(kind.schema).is_some(), "{}", kind.schema);
             assert!(!kind.columns.is_empty(), "{}", kind.kind);
         }
     }

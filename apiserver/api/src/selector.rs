@@ -109,11 +109,16 @@ impl Selector {
         Ok(Self { requirements, nothing: false })
     }
 
-    /// A plain map, as services and replication controllers have it. An empty map matches nothing there.
-    pub fn from_map<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+    /// The same as [`Selector::from_map`], of pairs that are read from JSON.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let requirements: Vec<_> = pairs.into_iter().map(|(key, value)| equals(key, value)).collect();
         let nothing = requirements.is_empty();
         Self { requirements, nothing }
+    }
+
+    /// A plain map, as services and replication controllers have it. An empty map matches nothing there.
+    pub fn from_map<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        Self::from_pairs(pairs.into_iter().map(|(key, value)| (key.as_str(), value.as_str())))
     }
 
     /// Whether the labels of an object fit.
