@@ -122,7 +122,7 @@ fn read_one(reading: &mut Reading, segment: &Segment, data: &[u8]) -> Result<usi
         frames += 1;
     }
     let rest = &data[offset..];
-    let used = rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let used = used(rest);
     // A whole frame behind a broken one had been begun only after the broken one was synced: that one was damaged later.
     let begins = (ALIGN..used).step_by(ALIGN);
     let behind = |&at: &usize| frame::find(&rest[at..]).is_some_and(|frame| frame.number >= reading.next_frame);
@@ -133,4 +133,13 @@ fn read_one(reading: &mut Reading, segment: &Segment, data: &[u8]) -> Result<usi
     reading.end = offset as u64;
     reading.torn = used as u64;
     Ok(frames)
+}
+
+/// How long `data` is without the zeros at its end. Most of a segment is such zeros: they are compared by the block.
+fn used(data: &[u8]) -> usize {
+    const BLOCK: usize = 4096;
+    let zeros = [0; BLOCK];
+    let Some(last) = data.chunks(BLOCK).rposition(|block| *block != zeros[..block.len()]) else { return 0 };
+    let block = &data[last * BLOCK..data.len().min((last + 1) * BLOCK)];
+    last * BLOCK + block.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)
 }
