@@ -1,0 +1,243 @@
+//! A kind's objects as a local, always current copy: list once, then watch.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{broadcast, watch as latest},
+    task::JoinHandle,
+};
+
+use crate::{
+    client::Client,
+    error::Result,
+    object::{self, Key, Object},
+    request::{self, ListParams},
+    watch::{self, Event, Watch},
+};
+
+/// A subscriber that falls further behind than this looks at the whole cache again, which is as cheap by then.
+const CHANGES_KEPT: usize = 4096;
+
+/// A server that is away is asked again soon, and never more than once in five seconds.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// One object that came, changed or went.
+#[derive(Debug)]
+pub struct Change<K> {
+    pub key: Key,
+    pub old: Option<Arc<K>>,
+    pub new: Option<Arc<K>>,
+}
+
+/// What a subscriber is told.
+#[derive(Debug)]
+pub enum Update<K> {
+    Change(Arc<Change<K>>),
+    /// Changes were missed: look at the whole cache.
+    Resync,
+}
+
+/// A shared informer. Dropping the last handle ends its watch.
+pub struct Cache<K> {
+    shared: Arc<Shared<K>>,
+    task: JoinHandle<()>,
+}
+
+struct Shared<K> {
+    // Invariant: `objects` holds exactly the objects that a list at `revision` would give.
+    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    /// Zero until the first list is in.
+    revision: latest::Sender<u64>,
+    changes: broadcast::Sender<Arc<Change<K>>>,
+}
+
+impl<K: Object> Cache<K> {
+    pub(crate) fn start(client: Client, params: ListParams) -> Cache<K> {
+        let shared = Arc::new(Shared {
+            objects: RwLock::default(),
+            revision: latest::Sender::new(0),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+        });
+        let task = tokio::spawn(follow(client, params, Arc::clone(&shared)));
+        Cache { shared, task }
+    }
+
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.by_key(&Key::new(namespace, name))
+    }
+
+    pub fn by_key(&self, key: &Key) -> Option<Arc<K>> {
+        self.shared.read().get(key).cloned()
+    }
+
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.shared.read().values().cloned().collect()
+    }
+
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        let objects = self.shared.read();
+        let from = objects.range(Key::new(namespace, "")..);
+        from.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| Arc::clone(object)).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.shared.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The revision that the cache has reached; zero before the first list.
+    pub fn revision(&self) -> u64 {
+        *self.shared.revision.borrow()
+    }
+
+    /// Waits for the first list.
+    pub async fn synced(&self) {
+        self.wait_for(1).await;
+    }
+
+    /// Waits until the cache has seen everything up to `revision`. Right for a revision at which an object of this
+    /// kind was written; others become visible only with the next bookmark.
+    pub async fn wait_for(&self, revision: u64) {
+        let mut reached = self.shared.revision.subscribe();
+        // The sender lives in `self`, so the wait can only end by success.
+        let _ = reached.wait_for(|r| *r >= revision).await;
+    }
+
+    /// Every change from now on. Subscribe first and list after, and nothing is missed.
+    pub fn subscribe(&self) -> Subscription<K> {
+        Subscription { changes: self.shared.changes.subscribe() }
+    }
+}
+
+impl<K> Drop for Cache<K> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A subscriber's place in a cache's changes.
+pub struct Subscription<K> {
+    changes: broadcast::Receiver<Arc<Change<K>>>,
+}
+
+impl<K: Object> Subscription<K> {
+    /// The next change, or none when the cache is gone.
+    pub async fn next(&mut self) -> Option<Update<K>> {
+        match self.changes.recv().await {
+            Ok(change) => Some(Update::Change(change)),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Update::Resync),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+impl<K> Shared<K> {
+    // A panic while the lock is held leaves the map whole: every change is one insert or one remove.
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Arc<K>>> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Key, Arc<K>>> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Object> Shared<K> {
+    fn put(&self, object: K) {
+        let revision = object::revision(&object);
+        let key = Key::of(&object);
+        let new = Arc::new(object);
+        let old = self.write().insert(key.clone(), Arc::clone(&new));
+        self.announce(Change { key, old, new: Some(new) });
+        self.reach(revision);
+    }
+
+    fn remove(&self, object: &K) {
+        let key = Key::of(object);
+        let old = self.write().remove(&key);
+        if old.is_some() {
+            self.announce(Change { key, old, new: None });
+        }
+        self.reach(object::revision(object));
+    }
+
+    /// Takes over a whole list, telling only what differs.
+    fn replace(&self, items: Vec<K>, revision: u64) {
+        let mut gone: HashMap<Key, Arc<K>> = self.read().iter().map(|(k, o)| (k.clone(), Arc::clone(o))).collect();
+        for item in items {
+            let old = gone.remove(&Key::of(&item));
+            if old.is_none_or(|o| object::revision(&*o) != object::revision(&item)) {
+                let key = Key::of(&item);
+                let new = Arc::new(item);
+                let old = self.write().insert(key.clone(), Arc::clone(&new));
+                self.announce(Change { key, old, new: Some(new) });
+            }
+        }
+        for (key, old) in gone {
+            self.write().remove(&key);
+            self.announce(Change { key, old: Some(old), new: None });
+        }
+        self.reach(revision);
+    }
+
+    fn announce(&self, change: Change<K>) {
+        // No subscriber is no fault.
+        let _ = self.changes.send(Arc::new(change));
+    }
+
+    /// Readers are told after the change is in place, so a waiter finds what it waited for.
+    fn reach(&self, revision: u64) {
+        self.revision.send_if_modified(|r| {
+            let ahead = revision > *r;
+            *r = (*r).max(revision);
+            ahead
+        });
+    }
+}
+
+/// Keeps a cache current for as long as it lives.
+async fn follow<K: Object>(client: Client, params: ListParams, shared: Arc<Shared<K>>) {
+    let mut wait = RETRY_FIRST;
+    let mut listed = false;
+    loop {
+        let attempt = advance(client.clone(), params.clone(), Arc::clone(&shared), listed).await;
+        let seen = *shared.revision.borrow();
+        match attempt {
+            Ok(()) => (wait, listed) = (RETRY_FIRST, true),
+            Err(error) => {
+                tracing::debug!(kind = K::KIND, %error, "the watch broke off");
+                // A compacted revision cannot be watched from: start over with a list. All else resumes where it stopped.
+                listed = seen > 0 && !error.is_expired();
+                wait = (wait * 2).min(RETRY_LAST);
+            }
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// Lists if that is still to be done, then follows one watch to its orderly end.
+async fn advance<K: Object>(client: Client, params: ListParams, shared: Arc<Shared<K>>, listed: bool) -> Result<()> {
+    if !listed {
+        let answer = client.fetch(request::list_url::<K>(&params)).await?;
+        let list = request::decode_list::<K>(&answer)?;
+        shared.replace(list.items, list.revision);
+    }
+    let url = watch::url::<K>(&params, *shared.revision.borrow());
+    let mut stream = Watch::open(&client, url).await?;
+    while let Some(line) = stream.next().await? {
+        match watch::decode::<K>(&line)? {
+            Event::Put(object) => shared.put(object),
+            Event::Delete(object) => shared.remove(&object),
+            Event::Bookmark(revision) => shared.reach(revision),
+        }
+    }
+    Ok(())
+}

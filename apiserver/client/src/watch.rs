@@ -1,0 +1,126 @@
+//! One watch: a stream of JSON lines, decoded as they come.
+
+use bytes::{Buf, BytesMut};
+use http::Method;
+use http_body_util::BodyExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    client::Client,
+    error::{Error, Result},
+    object::{self, Object},
+    request::{ListParams, collection, with_query},
+    transport::{Body, BoxError},
+};
+
+/// The largest object a server stores is 1.5 MiB; a line well above it is a fault.
+const MAX_LINE: usize = 16 << 20;
+
+/// The server ends a watch after this time; it costs one request to go on, and bounds what a dead server can hide.
+const WATCH_SECONDS: u32 = 3000;
+
+pub(crate) enum Event<K> {
+    Put(K),
+    Delete(K),
+    /// Nothing of interest happened up to this revision.
+    Bookmark(u64),
+}
+
+/// The stream is the same for every kind; only [`decode`] knows the type.
+pub(crate) struct Watch {
+    body: Body,
+    buffer: BytesMut,
+    /// Where in the buffer the search for a line's end goes on, so that a long line is scanned once.
+    scanned: usize,
+    operation: String,
+}
+
+#[derive(Deserialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: BookmarkMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BookmarkMeta {
+    resource_version: String,
+}
+
+/// Where a kind is watched from a revision on.
+pub(crate) fn url<K: Object>(params: &ListParams, revision: u64) -> String {
+    let mut query = params.query();
+    query.push(("watch", "true".to_owned()));
+    query.push(("allowWatchBookmarks", "true".to_owned()));
+    query.push(("resourceVersion", revision.to_string()));
+    query.push(("timeoutSeconds", WATCH_SECONDS.to_string()));
+    with_query(collection::<K>(""), &query)
+}
+
+impl Watch {
+    pub(crate) async fn open(client: &Client, url: String) -> Result<Watch> {
+        let response = client.open(Method::GET, url.clone(), None).await?;
+        let operation = format!("watch {url}");
+        Ok(Watch { body: response.into_body(), buffer: BytesMut::new(), scanned: 0, operation })
+    }
+
+    /// The next event's line, or none when the server ended the watch in an orderly way.
+    pub(crate) async fn next(&mut self) -> Result<Option<BytesMut>> {
+        loop {
+            if let Some(at) = self.buffer[self.scanned..].iter().position(|b| *b == b'\n') {
+                let line = self.buffer.split_to(self.scanned + at);
+                self.buffer.advance(1);
+                self.scanned = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return Ok(Some(line));
+            }
+            self.scanned = self.buffer.len();
+            if self.buffer.len() > MAX_LINE {
+                return Err(self.broken("an event longer than any object may be".into()));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(source)) => return Err(self.broken(source)),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn broken(&self, source: BoxError) -> Error {
+        Error::Transport { operation: self.operation.clone(), source }
+    }
+}
+
+pub(crate) fn decode<K: Object>(line: &[u8]) -> Result<Event<K>> {
+    let bad = |source| Error::Decode { operation: format!("watch {}", K::URL_PATH_SEGMENT), source };
+    let line: Line<'_> = serde_json::from_slice(line).map_err(bad)?;
+    let object = line.object.get();
+    match line.kind {
+        "ADDED" | "MODIFIED" => Ok(Event::Put(serde_json::from_str(object).map_err(bad)?)),
+        "DELETED" => Ok(Event::Delete(serde_json::from_str(object).map_err(bad)?)),
+        "BOOKMARK" => {
+            let bookmark: Bookmark = serde_json::from_str(object).map_err(bad)?;
+            Ok(Event::Bookmark(object::parse_revision(Some(&bookmark.metadata.resource_version))))
+        }
+        "ERROR" => {
+            let status: Status = serde_json::from_str(object).map_err(bad)?;
+            Err(Error::Api(Box::new(status)))
+        }
+        other => Err(bad(serde::de::Error::custom(format!("an event of unknown type {other:?}")))),
+    }
+}
