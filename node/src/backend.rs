@@ -18,6 +18,8 @@ pub type Doing<'a, T, E = Error> = Pin<Box<dyn Future<Output = Result<T, E>> + S
 /// Images, sandboxes and containers. Every method may be called again after it failed.
 pub trait ContainerRuntime: Send + Sync + 'static {
     fn pull<'a>(&'a self, image: &'a str, auth: Option<Auth>, policy: PullPolicy) -> Doing<'a, Image, ImageError>;
+    /// An image of this node, by name or id.
+    fn image(&self, name: &str) -> Option<Image>;
     fn create_sandbox<'a>(&'a self, spec: &'a SandboxSpec) -> Doing<'a, Sandbox>;
     fn sandboxes(&self) -> Doing<'_, Vec<Sandbox>>;
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str) -> Doing<'a, ()>;
@@ -35,6 +37,10 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 impl ContainerRuntime for Runtime {
     fn pull<'a>(&'a self, image: &'a str, auth: Option<Auth>, policy: PullPolicy) -> Doing<'a, Image, ImageError> {
         Box::pin(self.images().pull(image, auth, policy))
+    }
+
+    fn image(&self, name: &str) -> Option<Image> {
+        self.images().get(name)
     }
 
     fn create_sandbox<'a>(&'a self, spec: &'a SandboxSpec) -> Doing<'a, Sandbox> {

@@ -20,7 +20,7 @@ pub mod transport;
 mod watch;
 
 pub use cache::{Cache, Change, Subscription, Update};
-pub use client::Client;
+pub use client::{Client, Content};
 pub use error::{Error, Result};
 pub use object::{Key, Object};
 pub use request::{DeleteOptions, List, ListParams, Patch, Preconditions, Propagation};

@@ -24,14 +24,10 @@ pub const ID_SCHEME: &str = "minik8s://";
 /// The whole status that this node stands for. `host_ips` are the node's addresses.
 pub fn status(pod: &Pod, world: &World, host_ips: &[String], previous: &PodStatus, now: Timestamp) -> PodStatus {
     let members = shape(pod);
-    let phase = phase(pod, world, &members);
+    let phase = phase(world, &members);
     let of_role = |init: bool| -> Vec<ContainerStatus> {
-        let mut chosen = members.iter().filter(|m| (m.role != Role::Main) == init).peekable();
-        let mut all = Vec::new();
-        while let Some(member) = chosen.next() {
-            all.push(container(pod, world, &members, *member, now));
-        }
-        all
+        let chosen = members.iter().filter(|m| (m.role != Role::Main) == init);
+        chosen.map(|member| container(pod, world, &members, *member, now)).collect()
     };
     let inits = of_role(true);
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
@@ -68,7 +64,7 @@ fn kept_ips(world: &World, previous: &PodStatus) -> Vec<String> {
     previous.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect()
 }
 
-fn phase(pod: &Pod, world: &World, members: &[Member<'_>]) -> Phase {
+fn phase(world: &World, members: &[Member<'_>]) -> Phase {
     let exits = || members.iter().filter(|m| m.role == Role::Main).map(|m| world.view(m.name()));
     if !world.anything_alive() {
         if let Some(terminal) = &world.terminal {
@@ -89,7 +85,6 @@ fn phase(pod: &Pod, world: &World, members: &[Member<'_>]) -> Phase {
     if (init_pending && !mains_ran) || exits().any(|view| never_ran(&view)) {
         return Phase::Pending;
     }
-    let _ = pod;
     Phase::Running
 }
 
@@ -205,7 +200,7 @@ fn conditions(
     previous: &PodStatus,
     now: Timestamp,
 ) -> Vec<PodCondition> {
-    let drafts = drafts(pod, world, members, phase, previous);
+    let drafts = drafts(pod, world, members, phase);
     let before = previous.conditions.as_deref().unwrap_or_default();
     drafts
         .into_iter()
@@ -225,7 +220,7 @@ fn conditions(
         .collect()
 }
 
-fn drafts(pod: &Pod, world: &World, members: &[Member<'_>], phase: Phase, previous: &PodStatus) -> Vec<Draft> {
+fn drafts(pod: &Pod, world: &World, members: &[Member<'_>], phase: Phase) -> Vec<Draft> {
     let names = |wanted: &dyn Fn(&Member<'_>) -> bool| -> Vec<&str> {
         members.iter().filter(|m| wanted(m)).map(Member::name).collect()
     };
@@ -252,7 +247,8 @@ fn drafts(pod: &Pod, world: &World, members: &[Member<'_>], phase: Phase, previo
         ),
     };
     let gates = pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
-    let conditions = previous.conditions.as_deref().unwrap_or_default();
+    // Gates are conditions of others: they are read from the object, not from what this node wrote.
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     let open = |kind: &str| conditions.iter().any(|c| c.type_ == kind && c.status == "True");
     let shut = gates.iter().filter(|gate| !open(&gate.condition_type)).count();
     let ready = match (containers_ready, shut) {

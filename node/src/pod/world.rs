@@ -193,7 +193,7 @@ pub struct ContainerView {
     /// How the attempt before the current one ended.
     pub last: Option<Exit>,
     pub image: ImageStep,
-    /// `image` of the spec that the current attempt was started from.
+    /// `image` of the spec that `image` stands for, and that the current attempt was started from.
     pub image_name: Option<String>,
     /// Creation, start and post-start hook of the current attempt.
     pub start: Step,
@@ -329,12 +329,14 @@ impl World {
             Action::Record(_) => {}
             Action::AnnounceBackoff { container } => self.view_mut(container).backoff.announced = true,
             Action::PullImage { container } => {
-                let image = &mut self.view_mut(container).image;
-                let tries = if let ImageStep::Failed(failure) = image { failure.tries } else { 0 };
-                *image = ImageStep::Pulling { tries };
+                let name = image_of(pod, container);
+                let view = self.view_mut(container);
+                let tries = if let ImageStep::Failed(failure) = &view.image { failure.tries } else { 0 };
+                view.image = ImageStep::Pulling { tries };
+                view.image_name = name;
             }
             Action::StartContainer { container, attempt } => {
-                let name = shape(pod).into_iter().find(|c| c.name() == container).and_then(|c| c.spec.image.clone());
+                let name = image_of(pod, container);
                 let view = self.view_mut(container);
                 if let ContainerNow::Exited(exit) = std::mem::take(&mut view.now) {
                     view.backoff.count(exit.finished_at, now);
@@ -382,6 +384,10 @@ impl<'a> Member<'a> {
     pub fn name(&self) -> &'a str {
         &self.spec.name
     }
+}
+
+fn image_of(pod: &Pod, container: &str) -> Option<String> {
+    shape(pod).into_iter().find(|c| c.name() == container).and_then(|c| c.spec.image.clone())
 }
 
 /// The pod's containers in starting order.
