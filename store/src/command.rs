@@ -29,7 +29,7 @@ pub struct Proposal {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("log entry cannot be decoded: {0}")]
-pub struct DecodeError(&'static str);
+pub struct DecodeError(pub(crate) &'static str);
 
 pub fn encode(proposal: &Proposal) -> Bytes {
     let mut out = BytesMut::with_capacity(16 + size_hint(&proposal.command));

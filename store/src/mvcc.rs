@@ -87,7 +87,7 @@ pub struct Image {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Txn(TxnResult),
-    Lease(LeaseId),
+    Lease { id: LeaseId, ttl_ms: u64 },
     Done,
 }
 
@@ -159,6 +159,7 @@ impl State {
         &self.members
     }
 
+    #[cfg(test)]
     pub fn base(&self) -> &Base {
         &self.base
     }
@@ -214,12 +215,12 @@ impl State {
                     lease: Some(LeaseChange::Granted { id, ttl_ms }),
                     members: None,
                 });
-                (Ok(Answer::Lease(id)), None)
+                (Ok(Answer::Lease { id, ttl_ms }), None)
             }
             // Who counts the time is the leader, from when it sees this entry applied: nothing here changes.
-            Command::LeaseKeepAlive { id } => match self.leases.contains_key(id) {
-                true => (Ok(Answer::Lease(*id)), None),
-                false => (Err(Refusal::LeaseNotFound(*id)), None),
+            Command::LeaseKeepAlive { id } => match self.leases.get(id) {
+                Some(lease) => (Ok(Answer::Lease { id: *id, ttl_ms: lease.ttl_ms }), None),
+                None => (Err(Refusal::LeaseNotFound(*id)), None),
             },
             Command::LeaseRevoke { id } => self.revoke(position, at, *id),
             Command::Compact { revision } => match self.check_readable(*revision) {

@@ -119,6 +119,8 @@ pub struct Hub {
     index: Mutex<Index>,
     /// Everything up to this revision has been pushed to every group.
     dispatched: AtomicU64,
+    /// Everything up to this revision has been dropped from every group.
+    forgotten: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -133,11 +135,11 @@ struct Index {
 
 impl Hub {
     pub fn new(revision: Revision) -> Hub {
-        Hub { index: Mutex::default(), dispatched: AtomicU64::new(revision) }
+        Hub { dispatched: AtomicU64::new(revision), ..Hub::default() }
     }
 
-    pub fn dispatched(&self) -> Revision {
-        self.dispatched.load(Ordering::Acquire)
+    pub fn forgotten(&self) -> Revision {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     /// The group of a range, made where nobody watches it yet.
@@ -204,6 +206,7 @@ impl Hub {
 
     /// Lets go of what the history has let go of.
     pub fn forget(&self, up_to: Revision) {
+        self.forgotten.store(up_to, Ordering::Relaxed);
         lock(&self.index).each(|group| group.forget(up_to));
     }
 

@@ -12,10 +12,12 @@ mod pod;
 mod replica_set;
 mod replication_controller;
 mod secret;
-mod service;
+pub mod service;
 mod service_account;
 
+mod object_meta;
 mod print;
+mod workload;
 
 pub const ALL: &[&Kind] = &[
     &config_map::CONFIG_MAP,
@@ -55,7 +57,6 @@ const BASE: Kind = Kind {
     columns: &[],
     strategy: &Plain,
     verbs: ALL_VERBS,
-    check: |_| Ok(Vec::new()),
     alias: None,
 };
 
@@ -83,6 +84,7 @@ mod tests {
             assert!(seen.insert((kind.resource(), kind.version)), "{} twice", kind.resource());
             assert_eq!(kind.singular, kind.kind.to_lowercase());
             assert!(kind.schema.ends_with(&format!(".{}.{}", kind.version, kind.kind)), "{}", kind.schema);
+            assert!(crate::schema::message(kind.schema).is_some(), "{}", kind.schema);
             assert!(!kind.columns.is_empty(), "{}", kind.kind);
         }
     }

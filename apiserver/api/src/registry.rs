@@ -2,11 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{
-    decode::{self, DecodeError},
-    status::Cause,
-    table::Column,
-};
+use crate::{decode::DecodeError, schema, status::Cause, table::Column};
 
 /// Every built-in kind that the server serves.
 pub const ALL: &[&Kind] = crate::kinds::ALL;
@@ -48,8 +44,6 @@ pub struct Kind {
     pub strategy: &'static dyn Strategy,
     /// What discovery says may be done with the objects.
     pub verbs: &'static [&'static str],
-    /// Checks an object against the kind's Go-compatible type; see [`Kind::decode`].
-    pub check: decode::Check,
     /// Set when the objects are those of another kind in another shape.
     pub alias: Option<&'static Alias>,
 }
@@ -86,11 +80,6 @@ pub struct Subresource {
 
 /// What is special about a kind; the defaults are right for a plain object without a status.
 pub trait Strategy: Sync {
-    /// Brings what has several spellings (quantities) into the one that is stored. Part of [`Kind::decode`].
-    fn normalize(&self, _object: &mut Value) -> Result<(), DecodeError> {
-        Ok(())
-    }
-
     /// Fills in what the client left out. Runs on every decoded object, before validation; must be idempotent.
     fn default(&self, _object: &mut Value) {}
 
@@ -138,13 +127,14 @@ impl Kind {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
-    /// Checks a decoded body against the kind's type and leaves it as a typed server would: nulls and unknown fields
-    /// removed, quantities canonical. The answer names the unknown fields, such as `spec.foo`, for
-    /// [`decode::strict_message`] or warnings.
+    /// Checks a body against the kind's type and leaves it as a typed server would: nulls and unknown fields removed,
+    /// times and quantities canonical. The answer names the unknown fields, such as `spec.foo`, for
+    /// [`crate::decode::strict_message`] or warnings.
     pub fn decode(&self, object: &mut Value) -> Result<Vec<String>, DecodeError> {
-        decode::remove_nulls(object);
-        self.strategy.normalize(object)?;
-        (self.check)(object)
+        match schema::message(self.schema) {
+            Some(message) => Ok(schema::decode(message, object)?),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The kind under which objects are stored: this one, but for an alias.

@@ -1,13 +1,13 @@
 //! EndpointSlice: some of the addresses behind a service.
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::Value;
 
-use super::{BASE, print};
+use super::{BASE, endpoints, object_meta, pod, print};
 use crate::{
-    decode,
-    field::{int, items, text},
-    registry::{Kind, Strategy},
+    field::{Errors, Path, int, items, items_mut, set_default, set_default_text, text},
+    names,
+    registry::{Kind, Part, Strategy},
+    status::Cause,
     table::Column,
 };
 
@@ -25,13 +25,33 @@ pub static ENDPOINT_SLICE: Kind = Kind {
         Column::AGE,
     ],
     strategy: &EndpointSlices,
-    check: decode::check::<EndpointSlice>,
     ..BASE
 };
 
 struct EndpointSlices;
 
 impl Strategy for EndpointSlices {
+    fn default(&self, object: &mut Value) {
+        for port in items_mut(object, "ports") {
+            set_default_text(port, "protocol", "TCP");
+            set_default(port, "name", "");
+        }
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        contents(&mut errors, object);
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, _part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        errors.immutable(&Path::root("addressType"), new.get("addressType"), old.get("addressType"));
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         vec![
             print::name(object),
@@ -40,6 +60,73 @@ impl Strategy for EndpointSlices {
             addresses(object).into(),
             print::age(object, now),
         ]
+    }
+}
+
+/// Endpoints of a slice; a service with more has several slices.
+const MAX_ENDPOINTS: usize = 1000;
+/// Addresses that one endpoint may have.
+const MAX_ADDRESSES: usize = 100;
+
+fn contents(errors: &mut Errors, object: &Value) {
+    let kind = text(object, "addressType");
+    let at = Path::root("addressType");
+    match kind {
+        "" => errors.required(&at, ""),
+        _ => errors.one_of(&at, Some(kind), &["IPv4", "IPv6", "FQDN"]),
+    }
+    let list = Path::root("endpoints");
+    let endpoints = items(object, "endpoints");
+    if endpoints.len() > MAX_ENDPOINTS {
+        errors.too_many(&list, endpoints.len(), MAX_ENDPOINTS);
+    }
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let at = list.index(index);
+        let list = at.child("addresses");
+        let addresses = items(endpoint, "addresses");
+        match addresses.len() {
+            0 => errors.required(&list, "must contain at least 1 address"),
+            count if count > MAX_ADDRESSES => errors.too_many(&list, count, MAX_ADDRESSES),
+            _ => {}
+        }
+        for (index, address) in addresses.iter().enumerate() {
+            address_fits(errors, &list.index(index), kind, address.as_str().unwrap_or_default());
+        }
+    }
+    ports_fit(errors, object);
+}
+
+fn address_fits(errors: &mut Errors, at: &Path<'_>, kind: &str, address: &str) {
+    match kind {
+        "FQDN" => errors.complaints(at, address, names::dns1123_subdomain(address)),
+        _ => {
+            endpoints::endpoint_ip(errors, at, address);
+            let six = address.contains(':');
+            if (kind == "IPv4" && six) || (kind == "IPv6" && !six) {
+                errors.invalid_str(at, address, &format!("must be an {kind} address"));
+            }
+        }
+    }
+}
+
+fn ports_fit(errors: &mut Errors, object: &Value) {
+    let list = Path::root("ports");
+    let mut seen = std::collections::HashSet::new();
+    for (index, port) in items(object, "ports").iter().enumerate() {
+        let at = list.index(index);
+        let name = text(port, "name");
+        if !name.is_empty() {
+            errors.complaints(&at.child("name"), name, names::dns1123_label(name));
+        }
+        if !seen.insert(name) {
+            errors.duplicate(&at.child("name"), &name.into());
+        }
+        if let Some(number) = int(port, "port") {
+            for complaint in names::port_number(number) {
+                errors.invalid(&at.child("port"), &number.into(), &complaint);
+            }
+        }
+        pod::protocol_known(errors, &at.child("protocol"), text(port, "protocol"));
     }
 }
 
@@ -76,6 +163,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn contents_are_checked() {
+        let table = [
+            (json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 1}]}), ""),
+            (json!({}), "addressType"),
+            (json!({"addressType": "IPv4", "endpoints": [{}]}), "endpoints[0].addresses"),
+            (json!({"addressType": "IPv6", "endpoints": [{"addresses": ["10.0.0.1"]}]}), "endpoints[0].addresses[0]"),
+            (json!({"addressType": "IPv4", "ports": [{"port": 1}, {"port": 2}]}), "ports[1].name"),
+        ];
+        for (mut object, expected) in table {
+            object["metadata"] = json!({"name": "a", "namespace": "n"});
+            EndpointSlices.default(&mut object);
+            let fields: Vec<String> = EndpointSlices.validate(&object).into_iter().map(|c| c.field).collect();
+            assert_eq!(fields.join(" "), expected, "{object}");
+        }
+        let (old, new) = (json!({"addressType": "IPv4"}), json!({"addressType": "IPv6"}));
+        assert_eq!(EndpointSlices.validate_update(&new, &old, Part::Main)[0].field, "addressType");
+    }
 
     #[test]
     fn rows_show_ports_and_addresses() {

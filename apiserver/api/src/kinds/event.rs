@@ -1,13 +1,13 @@
 //! Event: what happened to an object.
 
-use k8s_openapi::api::core::v1::Event;
 use serde_json::Value;
 
-use super::{BASE, print};
+use super::{BASE, object_meta, print};
 use crate::{
-    decode,
-    field::{int, some_text, text},
-    registry::{Kind, Strategy},
+    field::{Errors, Path, int, some_text, text},
+    meta,
+    registry::{Kind, Part, Strategy},
+    status::Cause,
     table::Column,
     time,
 };
@@ -20,7 +20,6 @@ pub static EVENT: Kind = Kind {
     schema: "io.k8s.api.core.v1.Event",
     columns: COLUMNS,
     strategy: &Events,
-    check: decode::check::<Event>,
     ..BASE
 };
 
@@ -40,6 +39,19 @@ const COLUMNS: &[Column] = &[
 struct Events;
 
 impl Strategy for Events {
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        involved_namespace(&mut errors, object);
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, _part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let first = some_text(object, "firstTimestamp").unwrap_or_else(|| text(object, "eventTime"));
         let first = time::age(first, now);
@@ -77,6 +89,17 @@ impl Strategy for Events {
             _ => return None,
         };
         Some(found.to_owned())
+    }
+}
+
+/// Events live beside what they are about; those about objects without a namespace in `default` or `kube-system`.
+fn involved_namespace(errors: &mut Errors, object: &Value) {
+    let path = Path::root("involvedObject");
+    let involved = text(&object["involvedObject"], "namespace");
+    let own = meta::namespace(object);
+    let fine = if involved.is_empty() { matches!(own, "default" | "kube-system" | "") } else { involved == own };
+    if !fine {
+        errors.invalid_str(&path.child("namespace"), involved, "does not match event.namespace");
     }
 }
 
@@ -120,6 +143,15 @@ mod tests {
         assert_eq!(Events.field(&object, "involvedObject.name").as_deref(), Some("p"));
         assert_eq!(Events.field(&object, "source").as_deref(), Some("kubelet"));
         assert_eq!(Events.field(&object, "spec.x"), None);
+    }
+
+    #[test]
+    fn events_stand_beside_their_object() {
+        for (namespace, involved, fields) in [("a", "a", 0), ("default", "", 0), ("a", "b", 1), ("a", "", 1)] {
+            let object = json!({"metadata": {"name": "e", "namespace": namespace},
+                "involvedObject": {"namespace": involved}});
+            assert_eq!(Events.validate(&object).len(), fields, "{namespace} {involved}");
+        }
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! Node: a machine that runs pods.
 
-use k8s_openapi::api::core::v1::Node;
 use serde_json::Value;
 
-use super::{BASE, print};
+use super::{BASE, object_meta, print};
 use crate::{
-    decode,
-    field::{items, text},
-    meta,
-    registry::{Kind, Scope, Strategy},
+    field::{Errors, Path, items, set_default, some_text, text},
+    meta, names,
+    registry::{Kind, Part, Scope, Strategy},
+    status::Cause,
     table::Column,
 };
 
@@ -33,13 +32,41 @@ pub static NODE: Kind = Kind {
         Column::text("Container-Runtime", "What runs its containers.").wide(),
     ],
     strategy: &Nodes,
-    check: decode::check::<Node>,
     ..BASE
 };
 
 struct Nodes;
 
 impl Strategy for Nodes {
+    fn default(&self, object: &mut Value) {
+        if let Some(status) = object.get_mut("status")
+            && let Some(capacity) = status.get("capacity").cloned()
+        {
+            set_default(status, "allocatable", capacity);
+        }
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::CLUSTER_SUBDOMAIN);
+        taints(&mut errors, object.get("spec").unwrap_or(&Value::Null));
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, _part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        let path = Path::root("spec");
+        // Routes and pods' addresses follow from it, so it is given once.
+        for key in ["podCIDR", "podCIDRs", "providerID"] {
+            let (before, after) = (old.get("spec").and_then(|s| s.get(key)), new.get("spec").and_then(|s| s.get(key)));
+            if before.is_some() && before != after {
+                errors.forbidden(&path.child(key), "may not change once set");
+            }
+        }
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let status = object.get("status").unwrap_or(&Value::Null);
         let info = status.get("nodeInfo").unwrap_or(&Value::Null);
@@ -60,6 +87,30 @@ impl Strategy for Nodes {
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         (path == "spec.unschedulable").then(|| unschedulable(object).to_string())
+    }
+}
+
+fn taints(errors: &mut Errors, spec: &Value) {
+    let path = Path::root("spec");
+    let list = path.child("taints");
+    let mut seen = std::collections::HashSet::new();
+    for (index, taint) in items(spec, "taints").iter().enumerate() {
+        let at = list.index(index);
+        let (key, effect) = (text(taint, "key"), text(taint, "effect"));
+        errors.complaints(&at.child("key"), key, names::qualified_name(key));
+        if let Some(value) = some_text(taint, "value") {
+            errors.complaints(&at.child("value"), value, names::label_value(value));
+        }
+        match effect {
+            "" => errors.required(&at.child("effect"), ""),
+            _ => {
+                let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+                errors.one_of(&at.child("effect"), Some(effect), &effects);
+            }
+        }
+        if !seen.insert((key, effect)) {
+            errors.duplicate(&at, taint);
+        }
     }
 }
 
@@ -108,6 +159,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn taints_are_checked_and_addresses_kept() {
+        let taint = json!({"key": "a", "effect": "NoSchedule"});
+        let table = [
+            (json!([taint]), ""),
+            (json!([taint, taint]), "spec.taints[1]"),
+            (json!([{"key": "a"}]), "spec.taints[0].effect"),
+            (json!([{"key": "a b", "effect": "Never"}]), "spec.taints[0].key spec.taints[0].effect"),
+        ];
+        for (taints, expected) in table {
+            let object = json!({"metadata": {"name": "a"}, "spec": {"taints": taints}});
+            let fields: Vec<String> = Nodes.validate(&object).into_iter().map(|cause| cause.field).collect();
+            assert_eq!(fields.join(" "), expected);
+        }
+        let (old, new) = (json!({"spec": {"podCIDR": "10.0.0.0/24"}}), json!({"spec": {"podCIDR": "10.0.1.0/24"}}));
+        assert_eq!(Nodes.validate_update(&new, &old, Part::Main)[0].field, "spec.podCIDR");
+        assert_eq!(Nodes.validate_update(&new, &json!({}), Part::Main), []);
+    }
 
     #[test]
     fn rows_show_readiness_and_roles() {

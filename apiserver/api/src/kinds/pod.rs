@@ -1,16 +1,26 @@
 //! Pod: containers that live and die together.
 
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
 
-use super::{BASE, CATEGORY_ALL};
+use super::{BASE, CATEGORY_ALL, object_meta};
 use crate::{
-    decode,
-    field::{is_true, text},
-    registry::{Kind, Strategy, Subresource},
+    field::{Errors, Path, int, is_true, text},
+    registry::{Kind, Part, Strategy, Subresource},
+    status::Cause,
 };
 
+pub(super) mod defaults;
+pub(super) mod scheduling;
+pub(super) mod validate;
+
+pub(super) use containers::protocol_known;
+
+mod admit;
+mod containers;
+mod handlers;
 mod row;
+mod update;
+mod volumes;
 
 pub static POD: Kind = Kind {
     kind: "Pod",
@@ -23,7 +33,6 @@ pub static POD: Kind = Kind {
     schema: "io.k8s.api.core.v1.Pod",
     columns: row::COLUMNS,
     strategy: &Pods,
-    check: decode::check::<Pod>,
     ..BASE
 };
 
@@ -38,6 +47,42 @@ const SUBRESOURCES: &[Subresource] = &[
 struct Pods;
 
 impl Strategy for Pods {
+    fn default(&self, object: &mut Value) {
+        defaults::pod(object);
+    }
+
+    fn prepare_create(&self, object: &mut Value) {
+        admit::new_pod(object);
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        validate::spec(&mut errors, &Path::root("spec"), object.get("spec").unwrap_or(&Value::Null));
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        if part == Part::Main {
+            update::validate(&mut errors, new, old);
+        }
+        errors.0
+    }
+
+    fn grace_period(&self, object: &Value, requested: Option<i64>) -> i64 {
+        let spec = object.get("spec").unwrap_or(&Value::Null);
+        let phase = object.get("status").map(|status| text(status, "phase")).unwrap_or_default();
+        // Nobody has to stop what never ran or has ended.
+        if text(spec, "nodeName").is_empty() || matches!(phase, "Succeeded" | "Failed") {
+            return 0;
+        }
+        let seconds = requested.or_else(|| int(spec, "terminationGracePeriodSeconds")).unwrap_or_default();
+        // A negative period asks for the shortest there is short of no period at all.
+        if seconds < 0 { 1 } else { seconds }
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         row::cells(object, now)
     }

@@ -1,12 +1,12 @@
 //! ReplicaSet: some number of pods from one template.
 
-use k8s_openapi::api::apps::v1::ReplicaSet;
 use serde_json::Value;
 
-use super::{BASE, CATEGORY_ALL, print};
+use super::{BASE, CATEGORY_ALL, object_meta, print, workload};
 use crate::{
-    decode,
-    registry::{Kind, Scale, Strategy},
+    field::Errors,
+    registry::{Kind, Part, Scale, Strategy},
+    status::Cause,
     table::Column,
 };
 
@@ -22,7 +22,6 @@ pub static REPLICA_SET: Kind = Kind {
     schema: "io.k8s.api.apps.v1.ReplicaSet",
     columns: COLUMNS,
     strategy: &ReplicaSets,
-    check: decode::check::<ReplicaSet>,
     ..BASE
 };
 
@@ -42,9 +41,34 @@ pub const COLUMNS: &[Column] = &[
     Column::text("Selector", "The labels of its pods.").wide(),
 ];
 
+/// What a status counts, of its `replicas`.
+pub const COUNTS: &[&str] = &["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+
 struct ReplicaSets;
 
 impl Strategy for ReplicaSets {
+    fn default(&self, object: &mut Value) {
+        workload::default(object);
+    }
+
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        let selector = workload::selector(&mut errors, object);
+        workload::validate(&mut errors, object, selector);
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        workload::selector_immutable(&mut errors, new, old);
+        if part == Part::Status {
+            workload::validate_status(&mut errors, new, COUNTS);
+        }
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         let selector = object.pointer("/spec/selector").map_or_else(|| print::NONE.to_owned(), print::selector);
         cells(object, now, selector)
@@ -75,6 +99,37 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn small(selector: Value, labels: Value) -> Value {
+        json!({"metadata": {"name": "a", "namespace": "n"}, "spec": {"selector": selector,
+            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+    }
+
+    #[test]
+    fn template_and_selector_belong_together() {
+        let table = [
+            (small(json!({"matchLabels": {"a": "b"}}), json!({"a": "b"})), ""),
+            (
+                small(json!({"matchLabels": {"a": "b"}}), json!({"a": "c"})),
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`",
+            ),
+            (small(json!({}), json!({"a": "c"})), "spec.selector: Invalid value: {}: empty selector is invalid"),
+            (small(Value::Null, json!({"a": "c"})), "spec.selector: Required value"),
+        ];
+        for (mut object, expected) in table {
+            ReplicaSets.default(&mut object);
+            assert_eq!(object["spec"]["replicas"], 1);
+            let shown: Vec<String> = ReplicaSets.validate(&object).iter().map(ToString::to_string).collect();
+            assert_eq!(shown.join("; "), expected);
+        }
+        let old = small(json!({"matchLabels": {"a": "b"}}), json!({}));
+        let new = small(json!({"matchLabels": {"a": "c"}}), json!({}));
+        let shown = ReplicaSets.validate_update(&new, &old, Part::Main);
+        assert_eq!(
+            shown[0].to_string(),
+            "spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"c\"}}: field is immutable"
+        );
+    }
 
     #[test]
     fn rows_count_pods() {

@@ -1,13 +1,12 @@
 //! ServiceAccount: who a pod is.
 
-use k8s_openapi::api::core::v1::ServiceAccount;
 use serde_json::Value;
 
-use super::{BASE, print};
+use super::{BASE, object_meta, print};
 use crate::{
-    decode,
-    field::items,
-    registry::{Kind, Strategy},
+    field::{Errors, items},
+    registry::{Kind, Part, Strategy},
+    status::Cause,
     table::Column,
 };
 
@@ -19,13 +18,24 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     schema: "io.k8s.api.core.v1.ServiceAccount",
     columns: &[Column::NAME, Column::text("Secrets", "Number of secrets listed."), Column::AGE],
     strategy: &ServiceAccounts,
-    check: decode::check::<ServiceAccount>,
     ..BASE
 };
 
 struct ServiceAccounts;
 
 impl Strategy for ServiceAccounts {
+    fn validate(&self, object: &Value) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
+        errors.0
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, _part: Part) -> Vec<Cause> {
+        let mut errors = Errors::new();
+        object_meta::validate_update(&mut errors, new, old);
+        errors.0
+    }
+
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
         vec![print::name(object), items(object, "secrets").len().into(), print::age(object, now)]
     }
