@@ -93,7 +93,9 @@ pub fn environment(
     }
     for variable in container.env.iter().flatten() {
         let value = match &variable.value_from {
-            None => Some(expand(variable.value.as_deref().unwrap_or_default(), |name| env.get(name).map(str::to_owned))),
+            None => {
+                Some(expand(variable.value.as_deref().unwrap_or_default(), |name| env.get(name).map(str::to_owned)))
+            }
             Some(from) => referenced(pod, container, from, sources, pod_ips)?,
         };
         if let Some(value) = value {

@@ -43,7 +43,8 @@ impl Token {
                 Ok(Token { ca_hash: hash.to_lowercase(), text: text.to_owned() })
             }
             _ => Err(Error::Refused(
-                "the join token is not of the form m8s1.<hash>.<secret>: copy it whole, as the server prints it".to_owned(),
+                "the join token is not of the form m8s1.<hash>.<secret>: copy it whole, as the server prints it"
+                    .to_owned(),
             )),
         }
     }
@@ -105,7 +106,8 @@ pub async fn identity(application: &Application<'_>) -> Result<Identity, Error> 
     }
     let Some(token) = token else {
         return Err(Error::Refused(
-            "this node has no valid certificate yet: give --token, as `minik8s token` prints it on the server".to_owned(),
+            "this node has no valid certificate yet: give --token, as `minik8s token` prints it on the server"
+                .to_owned(),
         ));
     };
     let identity = join(application, &token).await?;
@@ -174,12 +176,7 @@ async fn join(application: &Application<'_>, token: &Token) -> Result<Identity, 
     }
 }
 
-async fn ask(
-    server: &str,
-    token: &Token,
-    application: &Application<'_>,
-    csr: &str,
-) -> Result<Answer, Refusal> {
+async fn ask(server: &str, token: &Token, application: &Application<'_>, csr: &str) -> Result<Answer, Refusal> {
     let later = |error: reqwest::Error| Refusal::Later(format!("{server}: {}", crate::pod::error_text(&error)));
     // Nothing secret is sent and nothing is believed before the CA's hash has been compared.
     let blind = builder().tls_danger_accept_invalid_certs(true).build().map_err(later)?;

@@ -245,10 +245,7 @@ impl Parts {
             services: client.cache::<Service>(),
             node: NodeView { ips: vec![self.node_ip.to_string()], allocatable: self.facts.allocatable.clone() },
             node_memory: self.facts.memory,
-            dns: ClusterDns {
-                server: self.identity.cluster.cluster_dns,
-                domain: netdata::CLUSTER_DOMAIN.to_owned(),
-            },
+            dns: ClusterDns { server: self.identity.cluster.cluster_dns, domain: netdata::CLUSTER_DOMAIN.to_owned() },
             status_writes: Context::status_permits(),
             starts: Context::start_permits(),
         });
@@ -273,7 +270,9 @@ fn network_settings(config: &Config, node_ip: IpAddr, cluster: &join::Cluster) -
     };
     let v4 = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => Ok(ip),
-        IpAddr::V6(ip) => Err(Error::Refused(format!("the pod network needs an IPv4 address, not {ip}: give --node-ip"))),
+        IpAddr::V6(ip) => {
+            Err(Error::Refused(format!("the pod network needs an IPv4 address, not {ip}: give --node-ip")))
+        }
     };
     Ok(netdata::Config {
         node_name: config.node_name.clone(),
@@ -302,7 +301,9 @@ async fn bring_up(
                 // The senders live on, so that those who wait are not told that nothing will come.
                 return std::future::pending().await;
             }
-            Err(error) => tracing::error!(error = pod::error_text(&error), "the pod network does not come up; trying on"),
+            Err(error) => {
+                tracing::error!(error = pod::error_text(&error), "the pod network does not come up; trying on")
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(NETWORK_RETRY_LAST);
@@ -317,7 +318,8 @@ fn lock(dir: &Path) -> Result<Flock<fs::File>, Error> {
     };
     fs::create_dir_all(dir).map_err(io("create", dir))?;
     let path = dir.join("agent.lock");
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
+    let file =
+        fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => Error::InUse(dir.to_owned()),
         errno => Error::Io { operation: "lock", path, source: errno.into() },
@@ -356,7 +358,10 @@ mod tests {
         assert_eq!(labels, [("disk".to_owned(), "ssd".to_owned()), ("empty".to_owned(), String::new())].into());
         assert!(parse_labels(&["disk".to_owned()]).is_err());
         let taint = parse_taint("dedicated=gpu:NoSchedule").expect("a taint");
-        assert_eq!((taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()), ("dedicated", Some("gpu"), "NoSchedule"));
+        assert_eq!(
+            (taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()),
+            ("dedicated", Some("gpu"), "NoSchedule")
+        );
         assert_eq!(parse_taint("dedicated:NoExecute").expect("a taint").value, None);
         for bad in ["dedicated", "x=y:Never", ":NoSchedule", ""] {
             assert!(parse_taint(bad).is_err(), "{bad}");

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -164,32 +164,40 @@ async fn tail_offset(file: &mut File, lines: u64) -> io::Result<u64> {
 }
 
 /// Wakes when a file grows.
+#[derive(Debug)]
 pub struct Watcher {
-    inotify: AsyncFd<Inotify>,
+    inotify: AsyncFd<Source>,
+}
+
+/// What the reactor watches.
+#[derive(Debug)]
+struct Source(Inotify);
+
+impl AsRawFd for Source {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
 }
 
 impl Watcher {
     pub fn new(path: &Path) -> io::Result<Watcher> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        inotify.add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF)?;
-        Ok(Watcher { inotify: AsyncFd::new(inotify)? })
+        inotify
+            .add_watch(path, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_DELETE_SELF)?;
+        // SAFETY: the source owns its descriptor, and names the same open one for as long as it lives.
+        let inotify = unsafe { AsyncFd::register(Source(inotify))? };
+        Ok(Watcher { inotify })
     }
 
     pub async fn changed(&self) -> io::Result<()> {
         loop {
             let mut guard = self.inotify.readable().await?;
-            match guard.get_inner().read_events() {
+            match guard.get_inner().0.read_events() {
                 Ok(_) => return Ok(()),
                 Err(nix::errno::Errno::EAGAIN) => guard.clear_ready(),
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-impl std::fmt::Debug for Watcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Watcher({:?})", self.inotify.get_ref().as_fd())
     }
 }
 
@@ -257,7 +265,10 @@ mod tests {
         let mut reader = Reader::open(&path, &Options::default()).await.expect("opened");
         assert!(reader.next().await.expect("read").is_empty());
         std::fs::write(&path, "2026-01-01T00:00:01Z stdout F late\n").expect("written");
-        tokio::time::timeout(std::time::Duration::from_secs(10), watcher.changed()).await.expect("woken").expect("read");
+        tokio::time::timeout(std::time::Duration::from_secs(10), watcher.changed())
+            .await
+            .expect("woken")
+            .expect("read");
         assert_eq!(reader.next().await.expect("read"), b"late\n");
         assert_eq!(attempts(home.path()), [(3, path)]);
     }

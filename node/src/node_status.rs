@@ -133,7 +133,13 @@ impl Facts {
 }
 
 /// The status as of now. `previous` gives the times of conditions that have not changed. Pure.
-pub fn status(facts: &Facts, ready: Result<(), &str>, pressure: Pressure, previous: &NodeStatus, now: Timestamp) -> NodeStatus {
+pub fn status(
+    facts: &Facts,
+    ready: Result<(), &str>,
+    pressure: Pressure,
+    previous: &NodeStatus,
+    now: Timestamp,
+) -> NodeStatus {
     let condition = |kind: &str, holds: bool, reason: &str, message: String| {
         let status = if holds { "True" } else { "False" };
         let old = previous.conditions.iter().flatten().find(|c| c.type_ == kind && c.status == status);

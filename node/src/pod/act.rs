@@ -182,8 +182,7 @@ pub async fn pull(context: Arc<Context>, pod: Arc<Pod>, container: Container) ->
     match &result {
         Ok(found) => {
             let took = begun.elapsed().as_millis();
-            let message =
-                format!("Successfully pulled image {image:?} in {took}ms. Image size: {} bytes.", found.size);
+            let message = format!("Successfully pulled image {image:?} in {took}ms. Image size: {} bytes.", found.size);
             event(NoteKind::Normal, "Pulled", message);
         }
         Err(error) => {
@@ -236,8 +235,7 @@ async fn launch(context: &Context, start: &Start, started: impl FnOnce() + Send)
         }
     }
     let parts = parts(context, start).await.map_err(config)?;
-    let spec =
-        spec::container(&start.pod, &start.container, parts).map_err(|error| config(error.to_string()))?;
+    let spec = spec::container(&start.pod, &start.container, parts).map_err(|error| config(error.to_string()))?;
     let permit = context.starts.acquire().await;
     let created = context.runtime.create_container(&spec).await;
     let id = created.map_err(|error| match error {
@@ -304,7 +302,8 @@ async fn parts(context: &Context, start: &Start) -> Result<Parts, String> {
         }
         message.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(files)?;
         write_if_changed(&message, "", 0o666).map_err(files)?;
-        let at = container.termination_message_path.as_deref().filter(|p| p.starts_with('/')).unwrap_or(TERMINATION_LOG);
+        let at =
+            container.termination_message_path.as_deref().filter(|p| p.starts_with('/')).unwrap_or(TERMINATION_LOG);
         mounts.extend(spec::managed_file(&container, message, at));
         Ok(mounts)
     })

@@ -128,7 +128,11 @@ fn credentials(file: &[u8], registry: &str) -> Option<Auth> {
         let bare = key.trim_start_matches("https://").trim_start_matches("http://");
         let host = bare.split('/').next().unwrap_or_default();
         // Docker Hub is known by several names.
-        if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io".to_owned() } else { host.to_owned() }
+        if matches!(host, "index.docker.io" | "registry-1.docker.io") {
+            "docker.io".to_owned()
+        } else {
+            host.to_owned()
+        }
     };
     let (_, entry) = entries.iter().find(|(key, _)| host(key) == registry)?;
     let text = |name: &str| entry.get(name).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);

@@ -37,7 +37,14 @@ pub struct Manager {
 
 impl Manager {
     pub fn new(context: Arc<Context>, pods: Arc<Cache<Pod>>) -> Manager {
-        Manager { context, pods, workers: HashMap::new(), tasks: JoinSet::new(), uids: HashMap::new(), broken: BTreeSet::new() }
+        Manager {
+            context,
+            pods,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            uids: HashMap::new(),
+            broken: BTreeSet::new(),
+        }
     }
 
     /// Runs until dropped; workers end with it, pods do not.
@@ -107,8 +114,7 @@ impl Manager {
     fn start(&mut self, uid: String, origin: Origin) {
         let (wanted, receiver) = watch::channel(Wanted::Object(Arc::clone(&origin.pod)));
         let signals = Arc::new(Signals::default());
-        let task =
-            self.tasks.spawn(worker::run(Arc::clone(&self.context), origin, receiver, Arc::clone(&signals)));
+        let task = self.tasks.spawn(worker::run(Arc::clone(&self.context), origin, receiver, Arc::clone(&signals)));
         self.uids.insert(task.id(), uid.clone());
         self.workers.insert(uid, Handle { wanted, signals });
     }

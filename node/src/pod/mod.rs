@@ -5,7 +5,7 @@
 //! - [`status`], [`qos`]: pure: what the API is told about it
 //! - [`spec`]: pure: what the runtime is asked for
 //! - [`recall`]: pure: what is known after a restart of the agent
-//! - [`worker`]: the task that looks, plans and acts, with [`act`] and [`fetch`]
+//! - [`worker`]: the task that looks, plans and acts, with [`act`] and [`fetch`], [`fold`] and [`tell`]
 //! - [`checkpoint`]: what is kept on disk for a start without the API
 //! - [`manager`]: which pods have a worker
 
@@ -19,7 +19,9 @@ pub mod world;
 mod act;
 mod checkpoint;
 mod fetch;
+mod fold;
 pub mod manager;
+mod tell;
 mod worker;
 
 /// An error with all its causes, for an event or a log line.

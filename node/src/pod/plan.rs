@@ -171,7 +171,8 @@ fn run(pod: &Pod, world: &World, now: Timestamp, plan: &mut Plan) {
 fn advance(pod: &Pod, world: &World, member: Member<'_>, view: &ContainerView, now: Timestamp, plan: &mut Plan) {
     match &view.now {
         ContainerNow::Running { .. } => {
-            let changed = view.image_name.is_some() && view.image_name != member.spec.image && member.role != Role::Init;
+            let changed =
+                view.image_name.is_some() && view.image_name != member.spec.image && member.role != Role::Init;
             if let Some(wish) = &view.kill {
                 let own = wish.grace_seconds.map_or_else(|| grace(pod), SignedDuration::from_secs);
                 stop_one(member, view, now, now + own, &wish.message, plan);
@@ -213,14 +214,7 @@ pub fn title(pod: &Pod) -> String {
 }
 
 /// Starts a container when its image, the sandbox and the volumes are there; asks for the image meanwhile.
-fn launch(
-    world: &World,
-    member: Member<'_>,
-    view: &ContainerView,
-    attempt: u32,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+fn launch(world: &World, member: Member<'_>, view: &ContainerView, attempt: u32, now: Timestamp, plan: &mut Plan) {
     let container = member.name().to_owned();
     // An image that a former attempt ran is not pulled again, unless the spec names another one: a container must be
     // able to restart while the registry is out of reach.
@@ -248,14 +242,7 @@ fn launch(
 }
 
 /// Brings one running container closer to its end.
-fn stop_one(
-    member: Member<'_>,
-    view: &ContainerView,
-    now: Timestamp,
-    deadline: Timestamp,
-    why: &str,
-    plan: &mut Plan,
-) {
+fn stop_one(member: Member<'_>, view: &ContainerView, now: Timestamp, deadline: Timestamp, why: &str, plan: &mut Plan) {
     let container = member.name().to_owned();
     let hook = member.spec.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()).is_some();
     let Some(stopping) = &view.stopping else {

@@ -6,9 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 
 use super::{
     status::ID_SCHEME,
-    world::{
-        ContainerNow, ContainerView, Exit, ImageStep, Member, Phase, ProbeView, Step, Terminal, World, shape,
-    },
+    world::{ContainerNow, ContainerView, Exit, ImageStep, Member, Phase, ProbeView, Step, Terminal, World, shape},
 };
 use crate::runtime::{self, ContainerState, RunState};
 
@@ -125,9 +123,7 @@ fn now_told(status: &ContainerStatus, now: Timestamp) -> ContainerNow {
     let state = status.state.clone().unwrap_or_default();
     let id = status.container_id.as_deref().unwrap_or_default().trim_start_matches(ID_SCHEME).to_owned();
     match (state.running, state.terminated) {
-        (Some(running), _) => {
-            ContainerNow::Running { id, started_at: running.started_at.map_or(now, |time| time.0) }
-        }
+        (Some(running), _) => ContainerNow::Running { id, started_at: running.started_at.map_or(now, |time| time.0) },
         (None, Some(terminated)) => ContainerNow::Exited(exit_told(&terminated, now)),
         (None, None) => match status.last_state.as_ref().and_then(|s| s.terminated.as_ref()) {
             // It was waiting for its next attempt.

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-        Pod, PodCondition, PodIP, PodStatus,
+        ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
+        HostIP, Pod, PodCondition, PodIP, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -77,10 +77,9 @@ fn phase(world: &World, members: &[Member<'_>]) -> Phase {
     }
     let never_ran =
         |view: &ContainerView| matches!(view.now, ContainerNow::Absent) && view.last.is_none() || starting(view);
-    let init_pending = members
-        .iter()
-        .filter(|m| m.role != Role::Main)
-        .any(|m| !init_done(*m, &world.view(m.name())) && !(m.role == Role::Sidecar && world.view(m.name()).last.is_some()));
+    let init_pending = members.iter().filter(|m| m.role != Role::Main).any(|m| {
+        !init_done(*m, &world.view(m.name())) && (m.role == Role::Init || world.view(m.name()).last.is_none())
+    });
     let mains_ran = exits().any(|view| !never_ran(&view));
     if (init_pending && !mains_ran) || exits().any(|view| never_ran(&view)) {
         return Phase::Pending;
@@ -110,7 +109,9 @@ fn container(pod: &Pod, world: &World, members: &[Member<'_>], member: Member<'_
         },
         ContainerNow::Absent => match &view.image {
             ImageStep::Failed(failure) => pull_failure(member, failure, now),
-            ImageStep::Unknown | ImageStep::Pulling { .. } | ImageStep::Present { .. } => waiting(world, members, &view),
+            ImageStep::Unknown | ImageStep::Pulling { .. } | ImageStep::Present { .. } => {
+                waiting(world, members, &view)
+            }
         },
         ContainerNow::Exited(exit) => {
             let again = restarts(pod, member, exit.code) && world.desired == Desired::Run && world.terminal.is_none();
@@ -241,10 +242,7 @@ fn drafts(pod: &Pod, world: &World, members: &[Member<'_>], phase: Phase) -> Vec
     let containers_ready = ended.is_none() && unready.is_empty();
     let (unready_reason, unready_message) = match ended {
         Some(reason) => (Some(reason), None),
-        None => (
-            Some("ContainersNotReady"),
-            Some(format!("containers with unready status: [{}]", unready.join(" "))),
-        ),
+        None => (Some("ContainersNotReady"), Some(format!("containers with unready status: [{}]", unready.join(" ")))),
     };
     let gates = pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
     // Gates are conditions of others: they are read from the object, not from what this node wrote.
@@ -257,9 +255,7 @@ fn drafts(pod: &Pod, world: &World, members: &[Member<'_>], phase: Phase) -> Vec
             let message = format!("the status of {shut} pod readiness gate(s) is not \"True\"");
             Draft { kind: "Ready", holds: false, reason: Some("ReadinessGatesNotReady"), message: Some(message) }
         }
-        (false, _) => {
-            Draft { kind: "Ready", holds: false, reason: unready_reason, message: unready_message.clone() }
-        }
+        (false, _) => Draft { kind: "Ready", holds: false, reason: unready_reason, message: unready_message.clone() },
     };
     let init_message = format!("containers with incomplete status: [{}]", uninitialized.join(" "));
     vec![

@@ -69,7 +69,9 @@ pub(super) async fn handle(state: State<Served>, path: NamedPath, uri: Uri) -> R
 fn options(query: &[(String, String)]) -> Result<Options, String> {
     let number = |name: &str| -> Result<Option<i64>, String> {
         let parse = |text: &str| text.parse::<i64>().ok().filter(|n| *n >= 0);
-        value(query, name).map(|text| parse(text).ok_or_else(|| format!("{name} must be a number: {text:?}"))).transpose()
+        value(query, name)
+            .map(|text| parse(text).ok_or_else(|| format!("{name} must be a number: {text:?}")))
+            .transpose()
     };
     let since_time = match value(query, "sinceTime") {
         Some(text) => Some(text.parse::<Timestamp>().map_err(|_| format!("sinceTime must be a time: {text:?}"))?),
@@ -94,12 +96,15 @@ fn choose(served: &Served, named: &Named, previous: bool) -> Result<(u32, PathBu
     let mut all = dir.parent().map(attempts).unwrap_or_default();
     let newest = all.pop();
     if previous {
-        return all.pop().ok_or_else(|| format!("previous terminated container {container:?} in pod {name:?} not found"));
+        return all
+            .pop()
+            .ok_or_else(|| format!("previous terminated container {container:?} in pod {name:?} not found"));
     }
     newest.ok_or_else(|| {
-        let statuses = pod.status.iter().flat_map(|s| {
-            s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten())
-        });
+        let statuses = pod
+            .status
+            .iter()
+            .flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()));
         let waiting = statuses
             .filter(|s| s.name == *container)
             .find_map(|s| s.state.as_ref()?.waiting.as_ref()?.reason.clone())
@@ -164,7 +169,8 @@ mod tests {
         let pairs = |list: &[(&str, &str)]| -> Vec<(String, String)> {
             list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
         };
-        let good = options(&pairs(&[("tailLines", "3"), ("timestamps", "true"), ("limitBytes", "10")])).expect("options");
+        let good =
+            options(&pairs(&[("tailLines", "3"), ("timestamps", "true"), ("limitBytes", "10")])).expect("options");
         assert_eq!(good, Options { tail: Some(3), timestamps: true, limit: Some(10), since: None });
         assert_eq!(options(&pairs(&[("tailLines", "-1")])).expect("options").tail, None);
         assert!(options(&pairs(&[("sinceSeconds", "60")])).expect("options").since.is_some());

@@ -153,10 +153,10 @@ mod tests {
 
     #[test]
     fn queries_are_decoded_in_order() {
-        let uri: Uri = "/exec/a/b/c?command=sh&command=-c&command=echo%20%22x%22+y&tty=true&stdin=false".parse().expect("a URI");
+        let uri: Uri =
+            "/exec/a/b/c?command=sh&command=-c&command=echo%20%22x%22+y&tty=true&stdin=false".parse().expect("a URI");
         let query = query(&uri);
-        let commands: Vec<&str> =
-            query.iter().filter(|(k, _)| k == "command").map(|(_, v)| v.as_str()).collect();
+        let commands: Vec<&str> = query.iter().filter(|(k, _)| k == "command").map(|(_, v)| v.as_str()).collect();
         assert_eq!(commands, ["sh", "-c", "echo \"x\" y"]);
         assert!(flag(&query, "tty") && !flag(&query, "stdin") && !flag(&query, "stdout"));
         assert_eq!(value(&query, "container"), None);

@@ -1,5 +1,7 @@
 //! exec and attach over WebSocket, in the framing of `v5.channel.k8s.io`: the first byte of a message names its channel.
 
+use std::time::Duration;
+
 use axum::{
     extract::{
         State,
@@ -13,8 +15,8 @@ use futures_util::{SinkExt, StreamExt, stream::SplitSink};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    net::unix::pipe,
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
 };
 
 use super::{Named, NamedPath, Served, flag, named, query};
@@ -25,6 +27,9 @@ const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 /// The largest message taken from a client, and the most read at once from a process.
 const MESSAGE_MAX: usize = 1 << 20;
 const BLOCK: usize = 32 * 1024;
+/// A process has written everything before its end is told; only children that hold its pipes open keep them silent and
+/// not closed for so long.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
@@ -154,16 +159,15 @@ fn final_status(outcome: &Result<ExitStatus, String>, command: &[String]) -> Val
     }
 }
 
-/// One output of the process: None when it is closed or was never wanted.
-async fn read(stream: &mut Option<pipe::Receiver>, buffer: &mut [u8]) -> std::io::Result<usize> {
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// One output of the process; never anything when it is closed or was not wanted.
+async fn read(stream: &mut Option<Reader>, buffer: &mut [u8]) -> std::io::Result<usize> {
     match stream {
-        Some(stream) => read_some(stream, buffer).await,
+        Some(stream) => stream.read(buffer).await,
         None => std::future::pending().await,
     }
-}
-
-async fn read_some(stream: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> std::io::Result<usize> {
-    stream.read(buffer).await
 }
 
 async fn relay(
@@ -176,12 +180,7 @@ async fn relay(
     let resizer = session.resizer.take();
     let (mut out, mut err) = (vec![0u8; BLOCK], vec![0u8; BLOCK]);
     let mut pending = Bytes::new();
-    let mut exit = None;
     loop {
-        // The exit is told only after everything that was printed before it.
-        if let (Some(exit), true, true) = (exit.take(), stdout.is_none(), stderr.is_none()) {
-            return Some(exit);
-        }
         tokio::select! {
             // While stdin is full no further message is read: the client is slowed down, nothing is buffered.
             message = receiver.next(), if pending.is_empty() => match message {
@@ -205,30 +204,34 @@ async fn relay(
                 Ok(count) if count > 0 => send(sender, STDERR, &err[..count]).await.ok()?,
                 Ok(_) | Err(_) => stderr = None,
             },
-            status = session.wait(), if exit.is_none() => {
-                exit = Some(status.map_err(|error| crate::pod::error_text(&error)));
+            status = session.wait() => {
+                // The exit is told only after everything that was printed before it.
                 drain(sender, &mut stdout, STDOUT, &mut out).await?;
                 drain(sender, &mut stderr, STDERR, &mut err).await?;
-                return exit;
+                return Some(status.map_err(|error| crate::pod::error_text(&error)));
             }
         }
     }
 }
 
-/// What a process has left behind in its pipe. A grandchild that holds the pipe open is not waited for.
-async fn drain(sender: &mut Sender, stream: &mut Option<pipe::Receiver>, channel: u8, buffer: &mut [u8]) -> Option<()> {
-    while let Some(stream) = stream {
-        match stream.try_read(buffer) {
-            Ok(count) if count > 0 => send(sender, channel, &buffer[..count]).await.ok()?,
+/// What a process has left behind in its pipe.
+async fn drain(sender: &mut Sender, stream: &mut Option<Reader>, channel: u8, buffer: &mut [u8]) -> Option<()> {
+    while stream.is_some() {
+        match timeout(LAST_WORDS, read(stream, buffer)).await {
+            Ok(Ok(count)) if count > 0 => send(sender, channel, &buffer[..count]).await.ok()?,
             Ok(_) | Err(_) => break,
         }
     }
     Some(())
 }
 
-async fn write(stdin: &mut Option<pipe::Sender>, data: &[u8]) -> std::io::Result<usize> {
+async fn write(stdin: &mut Option<Writer>, data: &[u8]) -> std::io::Result<usize> {
     match stdin {
-        Some(stdin) => stdin.write(data).await,
+        Some(stdin) => {
+            let count = stdin.write(data).await?;
+            stdin.flush().await?;
+            Ok(count)
+        }
         None => Ok(data.len()),
     }
 }
@@ -242,7 +245,7 @@ struct Size {
 }
 
 /// Takes one message of the client.
-async fn take(data: Bytes, stdin: &mut Option<pipe::Sender>, pending: &mut Bytes, resizer: Option<&Resizer>) {
+async fn take(data: Bytes, stdin: &mut Option<Writer>, pending: &mut Bytes, resizer: Option<&Resizer>) {
     match data.split_first() {
         Some((&STDIN, _)) => *pending = data.slice(1..),
         Some((&RESIZE, rest)) => {
