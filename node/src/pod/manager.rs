@@ -157,7 +157,8 @@ impl Manager {
 
     /// Removes what has neither an object nor a checkpoint.
     fn remove_orphans(&mut self, orphans: &BTreeSet<String>) {
-        for uid in orphans.iter().filter(|uid| !self.workers.contains_key(*uid)).cloned() {
+        for uid in orphans.iter().filter(|uid| !self.workers.contains_key(*uid)) {
+            let uid = uid.clone();
             tracing::info!(uid, "removing what is left of a pod that is no longer known");
             let context = Arc::clone(&self.context);
             self.tasks.spawn(async move {
