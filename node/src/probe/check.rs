@@ -219,7 +219,7 @@ mod tests {
             for line in lines {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
                 let mut buffer = [0u8; 1024];
-                stream.read(&mut buffer).await.expect("a request");
+                assert!(stream.read(&mut buffer).await.expect("a request") > 0);
                 let text = format!("HTTP/1.1 {line}\r\ncontent-length: 0\r\nlocation: /\r\n\r\n");
                 stream.write_all(text.as_bytes()).await.expect("an answer");
             }
