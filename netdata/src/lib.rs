@@ -144,8 +144,8 @@ impl Netdata {
         })
     }
 
-    /// Connects a pod's network namespace, given by a path that holds it. Asked again for the same pod, it connects
-    /// anew under the same address. A node that has no pod network yet is waited for.
+    /// Connects a pod's network namespace, given by a path that holds it. Asked again for the same pod and
+    /// namespace it changes nothing. A node that has no pod network yet is waited for.
     #[tracing::instrument(level = "debug", skip(self, netns))]
     pub async fn attach(&self, netns: &Path, pod_uid: &str) -> Result<Attachment> {
         let network = self.network().await?;

@@ -216,7 +216,6 @@ impl Links {
                 .name(POD_LINK)
                 .mtu(pod.mtu)
                 .setns_by_fd(netns.as_raw_fd())
-                .up()
                 .build();
             LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
                 .name(pod.name.clone())
@@ -228,21 +227,27 @@ impl Links {
         };
         let mut made = self.handle.link().add(pair()).execute().await;
         if made.as_ref().is_err_and(|e| is(e, nix::libc::EEXIST)) {
-            // Left by an attempt that did not come to its end. In the pod it is the same pair or none.
+            // Its own link, and traffic goes on over it; or what an attempt left that did not come to its end, or
+            // another namespace's that the pod had before.
+            if inside.addresses().await?.iter().any(|address| address.ip == pod.ip) {
+                return Ok(());
+            }
             self.delete(&pod.name).await?;
             inside.delete(POD_LINK).await?;
             made = self.handle.link().add(pair()).execute().await;
         }
         made.map_err(Error::netlink("create the link of", pod.netns.display().to_string()))?;
-        tokio::try_join!(self.isolate(&pod.name), inside.set_up_inside(pod))?;
+        tokio::try_join!(self.allow_hairpin(&pod.name), inside.set_up_inside(pod))?;
         Ok(())
     }
 
-    /// Ports of the bridge may talk to the host, and not to each other past the host's rules.
-    async fn isolate(&self, name: &str) -> Result<()> {
+    /// Lets the bridge send a frame out where it came in. Where the kernel shows bridged packets to the IP rules
+    /// (net.bridge.bridge-nf-call-iptables, which other software switches on), a pod that reaches itself through a
+    /// service is turned round in the bridge already, and not above it.
+    async fn allow_hairpin(&self, name: &str) -> Result<()> {
         let Some(index) = self.index(name).await? else { return Ok(()) };
-        let port = LinkBridgePort::new(index).isolated(true).build();
-        self.handle.link().set_port(port).execute().await.map_err(Error::netlink("isolate", name))
+        let port = LinkBridgePort::new(index).hairpin(true).build();
+        self.handle.link().set_port(port).execute().await.map_err(Error::netlink("set up the bridge port", name))
     }
 
     async fn set_up_inside(&self, pod: &PodLink<'_>) -> Result<()> {
@@ -252,6 +257,9 @@ impl Links {
         let Some(index) = self.index(POD_LINK).await? else {
             return Err(Error::netlink("find eth0 in", subject())(rtnetlink::Error::RequestFailed));
         };
+        // Not at birth: an end of a pair cannot be up before the other one is there.
+        let eth0 = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+        self.handle.link().change(eth0).execute().await.map_err(Error::netlink("set up eth0 in", subject()))?;
         self.ensure_address(index, pod.ip, 32, AddressScope::Universe).await?;
         let gateway = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(pod.gateway, 32)

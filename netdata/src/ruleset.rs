@@ -382,7 +382,7 @@ fn expand(frontend: &Frontend, load: &Load, items: &mut Items) {
     let face = frontend.face;
     let key = frontend.key();
     let verdict = match load {
-        Load::Reject => "goto reject".to_owned(),
+        Load::Reject => "goto refuse".to_owned(),
         Load::Drop => "drop".to_owned(),
         Load::Spread(endpoints) => {
             for (index, endpoint) in endpoints.iter().enumerate() {

@@ -54,7 +54,7 @@ fn declare(skeleton: &Skeleton) -> String {
     format!(
         "table {TABLE} {{
 {maps}  set hairpin {{ type ipv4_addr . ipv4_addr; }}
-  chain reject {{
+  chain refuse {{
     meta l4proto tcp reject with tcp reset
     reject with icmp port-unreachable
   }}
@@ -66,7 +66,7 @@ fn declare(skeleton: &Skeleton) -> String {
     ip daddr {cluster_dns} return
     ip saddr != {cluster_cidr} fib saddr type != local jump outside
     {vip} vmap @{vip_map}
-    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto reject
+    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto refuse
     ip daddr != 127.0.0.0/8 fib daddr type local {node} vmap @{node_map}
   }}
   chain prerouting {{

@@ -19,6 +19,9 @@ mod object_meta;
 mod print;
 mod workload;
 
+#[cfg(test)]
+mod golden;
+
 pub const ALL: &[&Kind] = &[
     &config_map::CONFIG_MAP,
     &endpoints::ENDPOINTS,
@@ -32,6 +35,7 @@ pub const ALL: &[&Kind] = &[
     &service::SERVICE,
     &deployment::DEPLOYMENT,
     &replica_set::REPLICA_SET,
+    &event::EVENT_V1,
     &lease::LEASE,
     &endpoint_slice::ENDPOINT_SLICE,
 ];

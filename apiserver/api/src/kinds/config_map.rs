@@ -57,7 +57,7 @@ fn keys(errors: &mut Errors, object: &Value) {
             // Base64 takes four bytes for three.
             size += if part == "data" { value.len() } else { value.len() / 4 * 3 };
             if part == "data" && object.get("binaryData").is_some_and(|binary| binary.get(key).is_some()) {
-                errors.invalid_str(&path.key(key), key, "duplicate of key present in binaryData");
+                errors.invalid_str(&path.key(key), key, "is in binaryData too");
             }
         }
     }
@@ -71,7 +71,7 @@ pub fn immutable(errors: &mut Errors, new: &Value, old: &Value, parts: &[&str]) 
     if !is_true(old, "immutable") {
         return;
     }
-    let detail = "field is immutable when `immutable` is set";
+    let detail = "the object says that it is immutable";
     if !is_true(new, "immutable") {
         errors.forbidden(&Path::root("immutable"), detail);
     }

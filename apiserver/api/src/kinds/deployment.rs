@@ -98,7 +98,7 @@ fn progress(errors: &mut Errors, spec: &Value) {
         let at = path.child("progressDeadlineSeconds");
         errors.not_negative(&at, Some(deadline));
         if deadline <= int(spec, "minReadySeconds").unwrap_or_default() {
-            errors.invalid(&at, &deadline.into(), "must be greater than minReadySeconds");
+            errors.invalid(&at, &deadline.into(), "must exceed minReadySeconds");
         }
     }
     let strategy = spec.get("strategy").unwrap_or(&Value::Null);
@@ -106,9 +106,9 @@ fn progress(errors: &mut Errors, spec: &Value) {
     let rolling = path.child("rollingUpdate");
     match (some_text(strategy, "type"), strategy.get("rollingUpdate")) {
         (Some("Recreate"), Some(_)) => {
-            errors.forbidden(&rolling, "may not be specified when strategy `type` is 'Recreate'");
+            errors.forbidden(&rolling, "Recreate does not roll");
         }
-        (Some("RollingUpdate"), None) => errors.required(&rolling, "this should be defaulted and never be nil"),
+        (Some("RollingUpdate"), None) => errors.required(&rolling, ""),
         (Some("RollingUpdate"), Some(update)) => rolling_update(errors, &rolling, update),
         (kind, _) => errors.one_of(&path.child("type"), kind, &["Recreate", "RollingUpdate"]),
     }

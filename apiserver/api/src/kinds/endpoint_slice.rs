@@ -36,6 +36,9 @@ impl Strategy for EndpointSlices {
             set_default_text(port, "protocol", "TCP");
             set_default(port, "name", "");
         }
+        for endpoint in items_mut(object, "endpoints") {
+            set_default(endpoint, "conditions", serde_json::Map::new());
+        }
     }
 
     fn validate(&self, object: &Value) -> Vec<Cause> {
@@ -85,7 +88,7 @@ fn contents(errors: &mut Errors, object: &Value) {
         let list = at.child("addresses");
         let addresses = items(endpoint, "addresses");
         match addresses.len() {
-            0 => errors.required(&list, "must contain at least 1 address"),
+            0 => errors.required(&list, "an endpoint has an address"),
             count if count > MAX_ADDRESSES => errors.too_many(&list, count, MAX_ADDRESSES),
             _ => {}
         }
@@ -121,7 +124,8 @@ fn ports_fit(errors: &mut Errors, object: &Value) {
         if !seen.insert(name) {
             errors.duplicate(&at.child("name"), &name.into());
         }
-        if let Some(number) = int(port, "port") {
+        // Zero stands for all ports, as an absent one does.
+        if let Some(number) = int(port, "port").filter(|number| *number != 0) {
             for complaint in names::port_number(number) {
                 errors.invalid(&at.child("port"), &number.into(), &complaint);
             }

@@ -56,7 +56,7 @@ fn subsets(errors: &mut Errors, object: &Value) {
     for (index, subset) in items(object, "subsets").iter().enumerate() {
         let at = list.index(index);
         if items(subset, "addresses").is_empty() && items(subset, "notReadyAddresses").is_empty() {
-            errors.required(&at, "must specify `addresses` or `notReadyAddresses`");
+            errors.required(&at, "a subset has addresses, ready or not");
         }
         for key in ["addresses", "notReadyAddresses"] {
             let list = at.child(key);

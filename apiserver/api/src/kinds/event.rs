@@ -12,6 +12,10 @@ use crate::{
     time,
 };
 
+mod alias;
+
+pub use alias::EVENT_V1;
+
 pub static EVENT: Kind = Kind {
     kind: "Event",
     plural: "events",
@@ -74,7 +78,7 @@ impl Strategy for Events {
 
     fn field(&self, object: &Value, path: &str) -> Option<String> {
         let involved = &object["involvedObject"];
-        let found = match path {
+        let found = match alias::stored_path(path).as_str() {
             "involvedObject.kind" => text(involved, "kind"),
             "involvedObject.namespace" => text(involved, "namespace"),
             "involvedObject.name" => text(involved, "name"),

@@ -51,11 +51,6 @@ fn spec(errors: &mut Errors, spec: &Value) {
         errors.invalid(&path.child("leaseDurationSeconds"), &seconds.into(), "must be greater than 0");
     }
     errors.not_negative(&path.child("leaseTransitions"), int(spec, "leaseTransitions"));
-    if let Some(holder) = spec.get("holderIdentity").and_then(Value::as_str)
-        && holder.is_empty()
-    {
-        errors.invalid_str(&path.child("holderIdentity"), holder, "must not be empty");
-    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,12 @@ impl Strategy for Pods {
         admit::new_pod(object);
     }
 
+    fn prepare_update(&self, new: &mut Value, old: &Value, part: Part) {
+        if part == Part::Main {
+            admit::changed_pod(new, old);
+        }
+    }
+
     fn validate(&self, object: &Value) -> Vec<Cause> {
         let mut errors = Errors::new();
         object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);

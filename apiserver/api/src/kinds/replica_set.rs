@@ -51,6 +51,10 @@ impl Strategy for ReplicaSets {
         workload::default(object);
     }
 
+    fn prepare_create(&self, object: &mut Value) {
+        object["status"] = serde_json::json!({"replicas": 0});
+    }
+
     fn validate(&self, object: &Value) -> Vec<Cause> {
         let mut errors = Errors::new();
         object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);
@@ -111,7 +115,7 @@ mod tests {
             (small(json!({"matchLabels": {"a": "b"}}), json!({"a": "b"})), ""),
             (
                 small(json!({"matchLabels": {"a": "b"}}), json!({"a": "c"})),
-                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`",
+                "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: the selector does not select them",
             ),
             (small(json!({}), json!({"a": "c"})), "spec.selector: Invalid value: {}: empty selector is invalid"),
             (small(Value::Null, json!({"a": "c"})), "spec.selector: Required value"),

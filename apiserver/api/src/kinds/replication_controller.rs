@@ -39,6 +39,10 @@ impl Strategy for ReplicationControllers {
         }
     }
 
+    fn prepare_create(&self, object: &mut Value) {
+        object["status"] = serde_json::json!({"replicas": 0});
+    }
+
     fn validate(&self, object: &Value) -> Vec<Cause> {
         let mut errors = Errors::new();
         object_meta::validate(&mut errors, object, &object_meta::SUBDOMAIN);

@@ -20,7 +20,7 @@ pub static SECRET: Kind = Kind {
     columns: &[
         Column::NAME,
         Column::text("Type", "What reads the secret."),
-        Column::integer("Data", "Number of keys."),
+        Column::text("Data", "Number of keys."),
         Column::AGE,
     ],
     strategy: &Secrets,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{BASE, object_meta, print};
 use crate::{
-    field::{Errors, items},
+    field::Errors,
     registry::{Kind, Part, Strategy, Subresource},
     status::Cause,
     table::Column,
@@ -16,7 +16,7 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     singular: "serviceaccount",
     short_names: &["sa"],
     schema: "io.k8s.api.core.v1.ServiceAccount",
-    columns: &[Column::NAME, Column::text("Secrets", "Number of secrets listed."), Column::AGE],
+    columns: &[Column::NAME, Column::AGE],
     strategy: &ServiceAccounts,
     subresources: TOKEN,
     ..BASE
@@ -46,6 +46,6 @@ impl Strategy for ServiceAccounts {
     }
 
     fn row(&self, object: &Value, now: i64) -> Vec<Value> {
-        vec![print::name(object), items(object, "secrets").len().into(), print::age(object, now)]
+        vec![print::name(object), print::age(object, now)]
     }
 }

@@ -34,7 +34,7 @@ pub fn validate(errors: &mut Errors, object: &Value, selector: Result<Selector, 
     {
         let labels = meta::labels(template).cloned().map_or(Value::Null, Value::Object);
         let at = at.child("metadata");
-        errors.invalid(&at.child("labels"), &labels, "`selector` does not match template `labels`");
+        errors.invalid(&at.child("labels"), &labels, "the selector does not select them");
     }
     pod::validate::template(errors, &at, template);
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::defaults;
 use crate::{
-    field::{items, object_mut, set_default, set_default_text, some_text, text},
+    field::{copy_field, items, object_mut, set_default, set_default_text, some_text, text},
     quantity::Quantity,
 };
 
@@ -17,6 +17,7 @@ const SYSTEM_PRIORITIES: [(&str, i64); 2] =
     [("system-cluster-critical", 2_000_000_000), ("system-node-critical", 2_000_001_000)];
 
 pub fn new_pod(object: &mut Value) {
+    let created = crate::meta::creation_timestamp(object).to_owned();
     let spec = object_mut(object, "spec");
     set_default_text(spec, "serviceAccountName", "default");
     defaults::service_account(spec);
@@ -29,9 +30,21 @@ pub fn new_pod(object: &mut Value) {
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(spec)});
     if gated {
         status["conditions"] = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "lastTransitionTime": created,
             "message": "the pod waits for its scheduling gates"}]);
     }
     object["status"] = status;
+}
+
+/// A client may leave out what the server decided when the pod was new.
+pub fn changed_pod(new: &mut Value, old: &Value) {
+    let spec = object_mut(new, "spec");
+    tolerate_lost_nodes(spec);
+    for key in ["serviceAccountName", "serviceAccount", "priority", "preemptionPolicy"] {
+        if spec.get(key).is_none() {
+            copy_field(spec, &old["spec"], key);
+        }
+    }
 }
 
 fn tolerate_lost_nodes(spec: &mut Value) {
@@ -95,6 +108,15 @@ mod tests {
         let mut any = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
         new_pod(&mut any);
         assert_eq!(any["spec"]["tolerations"], json!([{"operator": "Exists"}]));
+    }
+
+    #[test]
+    fn an_update_may_leave_out_what_the_server_decided() {
+        let mut old = json!({"spec": {"containers": [{"name": "c"}]}});
+        let mut new = old.clone();
+        new_pod(&mut old);
+        changed_pod(&mut new, &old);
+        assert_eq!(new["spec"], old["spec"]);
     }
 
     #[test]

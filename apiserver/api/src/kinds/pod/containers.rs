@@ -70,7 +70,7 @@ fn identity<'v>(errors: &mut Errors, at: &Path<'_>, container: &'v Value, seen: 
     if image.is_empty() {
         errors.required(&at.child("image"), "");
     } else if image.trim() != image {
-        errors.invalid_str(&at.child("image"), image, "must not have leading or trailing whitespace");
+        errors.invalid_str(&at.child("image"), image, "must not begin or end with white space");
     }
     let supported: [(&str, &[&str]); 3] = [
         ("imagePullPolicy", &["Always", "IfNotPresent", "Never"]),
@@ -108,7 +108,7 @@ fn ports<'v>(errors: &mut Errors, list: &Path<'_>, container: &'v Value, host_ne
             continue;
         }
         if host_network && host_port != number {
-            let detail = "must match containerPort when hostNetwork is true";
+            let detail = "must equal hostPort in the network of the host";
             errors.invalid(&at.child("containerPort"), &number.into(), detail);
         }
         let claim = format!("{protocol}/{}/{host_port}", text(port, "hostIP"));
@@ -144,14 +144,15 @@ fn environment(errors: &mut Errors, at: &Path<'_>, container: &Value) {
         let Some(source) = variable.get("valueFrom") else { continue };
         let at = at.child("valueFrom");
         if some_text(variable, "value").is_some() {
-            errors.invalid_str(&at, "", "may not be specified when `value` is not empty");
+            errors.invalid_str(&at, "", "excludes a `value` that is not empty");
         }
         let sources = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
         match sources.iter().filter(|key| source.get(**key).is_some()).count() {
             0 => errors.invalid_str(&at, "", "must specify exactly one source of the value"),
-            1 => value_source(errors, &at, source),
+            1 => {}
             _ => errors.invalid_str(&at, "", "may not have more than one source of the value"),
         }
+        value_source(errors, &at, source);
     }
     let list = at.child("envFrom");
     for (index, source) in items(container, "envFrom").iter().enumerate() {
@@ -163,7 +164,7 @@ fn environment(errors: &mut Errors, at: &Path<'_>, container: &Value) {
             ["configMapRef", "secretRef"].into_iter().filter(|key| source.get(*key).is_some()).collect();
         match found.as_slice() {
             [key] => reference_name(errors, &at.child(key).child("name"), &source[*key]),
-            [] => errors.invalid_str(&at, "", "must specify one of: `configMapRef` or `secretRef`"),
+            [] => errors.invalid_str(&at, "", "must have `configMapRef` or `secretRef`"),
             _ => errors.invalid_str(&at, "", "may not have both `configMapRef` and `secretRef`"),
         }
     }
@@ -207,7 +208,8 @@ pub fn downward_field(errors: &mut Errors, at: &Path<'_>, reference: &Value, sup
     let subscript = ["metadata.labels['", "metadata.annotations['"].iter().find_map(|p| path.strip_prefix(p));
     match subscript.and_then(|rest| rest.strip_suffix("']")) {
         Some(key) => errors.complaints(&path_at, key, names::qualified_name(&key.to_lowercase())),
-        None => errors.one_of(&path_at, Some(path), supported),
+        None if supported.contains(&path) => {}
+        None => errors.invalid_str(&path_at, path, &format!("must be one of {}", supported.join(", "))),
     }
 }
 
@@ -252,7 +254,7 @@ fn mounts(errors: &mut Errors, at: &Path<'_>, container: &Value, volumes: &HashS
         }
         if some_text(mount, "subPath").is_some() && some_text(mount, "subPathExpr").is_some() {
             let expr = text(mount, "subPathExpr");
-            errors.invalid_str(&at.child("subPathExpr"), expr, "subPathExpr and subPath are mutually exclusive");
+            errors.invalid_str(&at.child("subPathExpr"), expr, "excludes subPath");
         }
         let propagation = ["None", "HostToContainer", "Bidirectional"];
         errors.one_of(&at.child("mountPropagation"), some_text(mount, "mountPropagation"), &propagation);
@@ -286,6 +288,13 @@ pub fn resources(errors: &mut Errors, at: &Path<'_>, resources: &Value) {
             let at = list.key(resource);
             errors.complaints(&at, resource, names::qualified_name(resource));
             let Some(quantity) = amount(part, resource) else { continue };
+            if !resource.contains('/') && !is_standard(resource) {
+                errors.invalid_str(
+                    &at,
+                    resource,
+                    "must be cpu, memory, ephemeral-storage or hugepages-*, or have a domain before a '/'",
+                );
+            }
             if quantity.is_negative() {
                 errors.invalid(&at, value, "must be greater than or equal to 0");
             }
@@ -300,19 +309,23 @@ pub fn resources(errors: &mut Errors, at: &Path<'_>, resources: &Value) {
         let no_overcommit = is_extended(resource) || resource.starts_with("hugepages-");
         match (request, limit) {
             (Some(request), Some(limit)) if no_overcommit && request != limit => {
-                let detail = format!("must be equal to {resource} limit of {limit}");
+                let detail = format!("must equal the {resource} limit of {limit}");
                 errors.invalid(&requests, value, &detail);
             }
             (Some(request), Some(limit)) if request > limit => {
-                let detail = format!("must be less than or equal to {resource} limit of {limit}");
+                let detail = format!("must not exceed the {resource} limit of {limit}");
                 errors.invalid(&requests, value, &detail);
             }
             (Some(_), None) if no_overcommit => {
-                errors.required(&at.child("limits"), &format!("limit must be set for {resource}"));
+                errors.required(&at.child("limits"), &format!("{resource} needs a limit"));
             }
             _ => {}
         }
     }
+}
+
+fn is_standard(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-")
 }
 
 /// Devices and the like: resources named with somebody's domain.
@@ -325,7 +338,7 @@ fn probes(errors: &mut Errors, at: &Path<'_>, container: &Value, role: Role) {
         let Some(probe) = container.get(key) else { continue };
         let at = at.child(key);
         if role == Role::Init {
-            errors.forbidden(&at, "may not be set for init containers without restartPolicy=Always");
+            errors.forbidden(&at, "an init container that does not restart always has none");
             continue;
         }
         handlers::probe(errors, &at, probe);
@@ -337,7 +350,7 @@ fn probes(errors: &mut Errors, at: &Path<'_>, container: &Value, role: Role) {
     let Some(lifecycle) = container.get("lifecycle") else { return };
     let at = at.child("lifecycle");
     if role == Role::Init {
-        return errors.forbidden(&at, "may not be set for init containers without restartPolicy=Always");
+        return errors.forbidden(&at, "an init container that does not restart always has none");
     }
     for key in ["postStart", "preStop"] {
         if let Some(handler) = lifecycle.get(key) {

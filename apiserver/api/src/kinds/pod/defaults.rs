@@ -59,8 +59,8 @@ fn container(container: &mut Value) {
         set_default_text(port, "protocol", "TCP");
     }
     for variable in items_mut(container, "env") {
-        if let Some(field) = variable.pointer_mut("/valueFrom/fieldRef") {
-            set_default_text(field, "apiVersion", "v1");
+        if let Some(source) = variable.get_mut("valueFrom") {
+            downward(source);
         }
     }
     for key in ["livenessProbe", "readinessProbe", "startupProbe"] {
@@ -141,9 +141,17 @@ fn volume(volume: &mut Value) {
 
 fn field_refs(source: &mut Value) {
     for item in items_mut(source, "items") {
-        if let Some(field) = item.get_mut("fieldRef") {
-            set_default_text(field, "apiVersion", "v1");
-        }
+        downward(item);
+    }
+}
+
+/// A reference to the pod's own fields.
+fn downward(source: &mut Value) {
+    if let Some(field) = source.get_mut("fieldRef") {
+        set_default_text(field, "apiVersion", "v1");
+    }
+    if let Some(resource) = source.get_mut("resourceFieldRef") {
+        set_default_text(resource, "divisor", "0");
     }
 }
 

@@ -26,10 +26,10 @@ pub fn probe(errors: &mut Errors, at: &Path<'_>, probe: &Value) {
 pub fn handler(errors: &mut Errors, at: &Path<'_>, handler: &Value, kinds: &[&str]) {
     let found: Vec<&str> = kinds.iter().copied().filter(|kind| handler.get(*kind).is_some()).collect();
     if found.is_empty() {
-        errors.required(at, "must specify a handler type");
+        errors.required(at, "a probe or hook has a handler");
     }
     for extra in found.iter().skip(1) {
-        errors.forbidden(&at.child(extra), "may not specify more than 1 handler type");
+        errors.forbidden(&at.child(extra), "a probe or hook has one handler");
     }
     let Some(kind) = found.first() else { return };
     let (at, action) = (at.child(kind), &handler[*kind]);

@@ -28,7 +28,7 @@ fn tolerations(errors: &mut Errors, list: &Path<'_>, spec: &Value) {
         if !key.is_empty() {
             errors.complaints(&at.child("key"), key, names::qualified_name(key));
         } else if operator != "Exists" {
-            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let detail = "an empty `key` stands for every taint, so `operator` must be Exists";
             errors.invalid_str(&at.child("operator"), operator, detail);
         }
         let effect = text(toleration, "effect");
@@ -42,7 +42,7 @@ fn tolerations(errors: &mut Errors, list: &Path<'_>, spec: &Value) {
             }
             "Exists" => {
                 if let Some(value) = some_text(toleration, "value") {
-                    errors.invalid_str(&at.child("value"), value, "must be empty when `operator` is Exists");
+                    errors.invalid_str(&at.child("operator"), value, "value must be empty when `operator` is Exists");
                 }
             }
             other => errors.not_supported(&at.child("operator"), other, &["Equal", "Exists"]),
@@ -78,7 +78,7 @@ fn affinity(errors: &mut Errors, path: &Path<'_>, affinity: &Value) {
 fn weight(errors: &mut Errors, at: &Path<'_>, weighted: &Value) {
     let weight = int(weighted, "weight").unwrap_or_default();
     if !(1..=100).contains(&weight) {
-        errors.invalid(&at.child("weight"), &weight.into(), "must be in the range 1-100");
+        errors.invalid(&at.child("weight"), &weight.into(), "must be from 1 to 100");
     }
 }
 
@@ -102,7 +102,7 @@ fn node_affinity(errors: &mut Errors, path: &Path<'_>, affinity: &Value) {
         let list = path.child("nodeSelectorTerms");
         let terms = items(required, "nodeSelectorTerms");
         if terms.is_empty() {
-            errors.required(&list, "must have at least one node selector term");
+            errors.required(&list, "no term, no node");
         }
         for (index, term) in terms.iter().enumerate() {
             node_term(errors, &list.index(index), term);
@@ -126,13 +126,13 @@ fn node_term(errors: &mut Errors, at: &Path<'_>, term: &Value) {
         let at_values = at.child("values");
         match text(requirement, "operator") {
             "In" | "NotIn" if values == 0 => {
-                errors.required(&at_values, "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(&at_values, "In and NotIn need values");
             }
             "Exists" | "DoesNotExist" if values > 0 => {
-                errors.forbidden(&at_values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                errors.forbidden(&at_values, "Exists and DoesNotExist take no values");
             }
             "Gt" | "Lt" if values != 1 => {
-                errors.required(&at_values, "must be specified single value when `operator` is 'Lt' or 'Gt'");
+                errors.required(&at_values, "Gt and Lt need exactly one value");
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
             other => errors.not_supported(
@@ -172,10 +172,10 @@ pub fn label_selector(errors: &mut Errors, at: &Path<'_>, selector: &Value) {
         let at_values = at.child("values");
         match text(expression, "operator") {
             "In" | "NotIn" if values.is_empty() => {
-                errors.required(&at_values, "must be specified when `operator` is 'In' or 'NotIn'");
+                errors.required(&at_values, "In and NotIn need values");
             }
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                errors.forbidden(&at_values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                errors.forbidden(&at_values, "Exists and DoesNotExist take no values");
             }
             "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             other => errors.invalid_str(&at.child("operator"), other, "not a valid selector operator"),

@@ -49,7 +49,7 @@ fn deadline(errors: &mut Errors, at: &Path<'_>, new: &Value, old: &Value) {
     let key = "activeDeadlineSeconds";
     match (int(old, key), int(new, key)) {
         (Some(before), Some(after)) if after > before => {
-            errors.invalid(at, &after.into(), "must be less than or equal to previous value");
+            errors.invalid(at, &after.into(), "may only shrink");
         }
         (Some(_), None) => errors.invalid(at, &Value::Null, "must not be removed"),
         _ => {}
@@ -73,7 +73,7 @@ fn gates(errors: &mut Errors, at: &Path<'_>, new: &Value, old: &Value) -> bool {
     let before = items(old, "schedulingGates");
     let added = items(new, "schedulingGates").iter().filter(|gate| !before.contains(gate));
     for gate in added {
-        let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "name"));
+        let detail = format!("gates may only leave, and {} came", text(gate, "name"));
         errors.forbidden(at, &detail);
     }
     !before.is_empty() && some_text(old, "nodeName").is_none()

@@ -38,7 +38,6 @@ fn policies(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
         None => errors.required(&at, ""),
         policy => errors.one_of(&at, policy, &["Always", "OnFailure", "Never"]),
     }
-    errors.not_negative(&path.child("terminationGracePeriodSeconds"), int(spec, "terminationGracePeriodSeconds"));
     if let Some(seconds) = int(spec, "activeDeadlineSeconds")
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
@@ -61,9 +60,10 @@ fn dns(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
     let config = spec.get("dnsConfig").unwrap_or(&Value::Null);
     let at = path.child("dnsConfig");
     let servers = items(config, "nameservers");
-    if policy == "None" && servers.is_empty() {
-        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-        errors.required(&at.child("nameservers"), detail);
+    if policy == "None" && spec.get("dnsConfig").is_none() {
+        errors.required(&at, "must be set when `dnsPolicy` is None");
+    } else if policy == "None" && servers.is_empty() {
+        errors.required(&at.child("nameservers"), "must name a server when `dnsPolicy` is None");
     }
     const MAX_SERVERS: usize = 3;
     if servers.len() > MAX_SERVERS {
@@ -209,7 +209,7 @@ mod tests {
             ),
             (
                 with(json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}})),
-                "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+                "spec.containers[0].resources.requests: Invalid value: \"2\": must not exceed the cpu limit of 1",
             ),
             (
                 with(json!({"resources": {"requests": {"memory": "-1"}}})),
@@ -217,11 +217,11 @@ mod tests {
             ),
             (
                 with(json!({"livenessProbe": {"periodSeconds": 1}})),
-                "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+                "spec.containers[0].livenessProbe: Required value: a probe or hook has a handler",
             ),
             (
                 with(json!({"livenessProbe": {"exec": {"command": ["a"]}, "tcpSocket": {"port": 1}}})),
-                "spec.containers[0].livenessProbe.tcpSocket: Forbidden: may not specify more than 1 handler type",
+                "spec.containers[0].livenessProbe.tcpSocket: Forbidden: a probe or hook has one handler",
             ),
             (
                 with(json!({"livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 2}})),
@@ -238,7 +238,7 @@ mod tests {
             (
                 json!({"containers": [{"name": "c", "image": "i"}],
                     "volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/a"}}]}),
-                "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+                "spec.volumes[0].hostPath: Forbidden: a volume has one type",
             ),
             (
                 json!({"containers": [{"name": "c", "image": "i"}], "tolerations": [{"operator": "Is", "key": "k"}]}),
@@ -247,7 +247,7 @@ mod tests {
             (
                 json!({"containers": [{"name": "c", "image": "i"}],
                     "initContainers": [{"name": "i", "image": "i", "readinessProbe": {"exec": {"command": ["a"]}}}]}),
-                "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+                "spec.initContainers[0].readinessProbe: Forbidden: an init container that does not restart always has none",
             ),
         ];
         for (given, expected) in table {

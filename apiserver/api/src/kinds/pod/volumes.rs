@@ -38,10 +38,10 @@ pub fn validate(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
 fn sources(errors: &mut Errors, at: &Path<'_>, volume: &Value) {
     let fields = volume.as_object().into_iter().flatten();
     let mut sources = fields.filter(|(key, _)| *key != "name");
-    let Some((kind, found)) = sources.next() else { return errors.required(at, "must specify a volume type") };
+    let Some((kind, found)) = sources.next() else { return errors.required(at, "a volume has one type") };
     source(errors, &at.child(kind), kind, found);
     for (extra, _) in sources {
-        errors.forbidden(&at.child(extra), "may not specify more than 1 volume type");
+        errors.forbidden(&at.child(extra), "a volume has one type");
     }
 }
 
@@ -92,7 +92,7 @@ fn mode(errors: &mut Errors, at: &Path<'_>, mode: Option<i64>) {
     if let Some(mode) = mode
         && !(0..=0o777).contains(&mode)
     {
-        errors.invalid(at, &mode.into(), "must be a number between 0 and 0777 (octal), both inclusive");
+        errors.invalid(at, &mode.into(), "must be from 0 to 0777 (octal)");
     }
 }
 
@@ -114,11 +114,11 @@ fn downward_items(errors: &mut Errors, list: &Path<'_>, source: &Value) {
         mode(errors, &at.child("mode"), int(item, "mode"));
         match (item.get("fieldRef"), item.get("resourceFieldRef")) {
             (Some(_), Some(_)) => {
-                errors.invalid_str(&at, "", "fieldRef and resourceFieldRef can not be specified simultaneously");
+                errors.invalid_str(&at, "", "fieldRef and resourceFieldRef exclude each other");
             }
             (Some(field), None) => downward_field(errors, &at.child("fieldRef"), field, VOLUME_FIELDS),
             (None, Some(resource)) => downward_resource(errors, &at.child("resourceFieldRef"), resource),
-            (None, None) => errors.required(&at, "one of fieldRef and resourceFieldRef is required"),
+            (None, None) => errors.required(&at, "must have fieldRef or resourceFieldRef"),
         }
     }
 }
@@ -142,7 +142,7 @@ fn projected(errors: &mut Errors, at: &Path<'_>, source: &Value) {
             relative_path(errors, &at.child("path"), text(token, "path"));
             if int(token, "expirationSeconds").is_some_and(|seconds| seconds < 600) {
                 let value = token["expirationSeconds"].clone();
-                errors.invalid(&at.child("expirationSeconds"), &value, "may not be less than 10 minutes");
+                errors.invalid(&at.child("expirationSeconds"), &value, "must be at least 600");
             }
         }
     }

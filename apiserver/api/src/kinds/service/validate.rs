@@ -45,19 +45,19 @@ fn addresses(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
     let single = text(spec, "clusterIP");
     if kind == EXTERNAL_NAME {
         if !all.is_empty() || !single.is_empty() {
-            errors.forbidden(&list, "may not be set when `type` is 'ExternalName'");
+            errors.forbidden(&list, "an ExternalName service has none");
         }
         return;
     }
     if all.first().and_then(Value::as_str).is_some_and(|first| first != single) {
-        errors.invalid(&list, &all.to_vec().into(), "first value must match `clusterIP`");
+        errors.invalid(&list, &all.to_vec().into(), "must begin with `clusterIP`");
     }
     for (index, address) in all.iter().enumerate() {
         let address = address.as_str().unwrap_or_default();
         let at = list.index(index);
         match address {
             HEADLESS if matches!(kind, NODE_PORT | LOAD_BALANCER) => {
-                errors.invalid_str(&at, address, &format!("may not be set to 'None' for {kind} services"));
+                errors.invalid_str(&at, address, &format!("a {kind} service needs an address"));
             }
             HEADLESS => {}
             _ => errors.complaints(&at, address, names::ip(address)),
@@ -133,14 +133,10 @@ fn target_port(errors: &mut Errors, at: &Path<'_>, port: &Value) {
 fn node_port_fits(errors: &mut Errors, at: &Path<'_>, spec: &Value, port: i64) {
     let kind = text(spec, "type");
     if !matches!(kind, NODE_PORT | LOAD_BALANCER) {
-        return errors.forbidden(at, &format!("may not be used when `type` is '{kind}'"));
+        return errors.forbidden(at, &format!("a {kind} service has none"));
     }
     if !NODE_PORTS.contains(&port) {
-        let detail = format!(
-            "provided port is not in the valid range. The range of valid ports is {}-{}",
-            NODE_PORTS.start(),
-            NODE_PORTS.end()
-        );
+        let detail = format!("must be in the range of node ports, {}-{}", NODE_PORTS.start(), NODE_PORTS.end());
         errors.invalid(at, &port.into(), &detail);
     }
 }
@@ -154,7 +150,7 @@ fn affinity(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
         && !(1..=MAX_AFFINITY_SECONDS).contains(&seconds)
     {
         let at = at.child("clientIP");
-        let detail = format!("must be greater than 0 and less than {MAX_AFFINITY_SECONDS}");
+        let detail = format!("must be from 1 to {MAX_AFFINITY_SECONDS}");
         errors.invalid(&at.child("timeoutSeconds"), &seconds.into(), &detail);
     }
 }
@@ -163,7 +159,7 @@ fn policies(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
     let at = path.child("externalTrafficPolicy");
     if let Some(policy) = some_text(spec, "externalTrafficPolicy") {
         if !externally_accessible(spec) {
-            errors.invalid_str(&at, policy, "may only be set for externally-accessible services");
+            errors.invalid_str(&at, policy, "only services that are reached from outside have one");
         }
         errors.one_of(&at, Some(policy), &["Cluster", "Local"]);
     }
@@ -175,7 +171,7 @@ fn policies(errors: &mut Errors, path: &Path<'_>, spec: &Value) {
     let balancer = text(spec, "type") == LOAD_BALANCER;
     for key in ["loadBalancerClass", "allocateLoadBalancerNodePorts"] {
         if !balancer && spec.get(key).is_some() {
-            errors.forbidden(&path.child(key), "may only be used when `type` is 'LoadBalancer'");
+            errors.forbidden(&path.child(key), "only a LoadBalancer service has it");
         }
     }
 }
@@ -226,12 +222,11 @@ mod tests {
             ),
             (
                 json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]}),
-                "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid \
-                 ports is 30000-32767",
+                "spec.ports[0].nodePort: Invalid value: 80: must be in the range of node ports, 30000-32767",
             ),
             (
                 json!({"ports": [{"port": 80, "nodePort": 30090}]}),
-                "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+                "spec.ports[0].nodePort: Forbidden: a ClusterIP service has none",
             ),
             (json!({"ports": [{"port": 80}, {"port": 81, "name": "b"}]}), "spec.ports[0].name: Required value"),
             (
@@ -241,11 +236,11 @@ mod tests {
             (json!({"type": "ExternalName"}), "spec.externalName: Required value"),
             (
                 json!({"type": "NodePort", "clusterIP": "None", "ports": [{"port": 80}]}),
-                "spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services",
+                "spec.clusterIPs[0]: Invalid value: \"None\": a NodePort service needs an address",
             ),
             (
                 json!({"ports": [{"port": 80}], "externalTrafficPolicy": "Local"}),
-                "spec.externalTrafficPolicy: Invalid value: \"Local\": may only be set for externally-accessible services",
+                "spec.externalTrafficPolicy: Invalid value: \"Local\": only services that are reached from outside have one",
             ),
         ];
         for (spec, expected) in table {
