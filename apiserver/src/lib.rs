@@ -198,6 +198,11 @@ impl Server {
         self.app.pki.join_token.to_string()
     }
 
+    /// The certificate by which everybody verifies this server, PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.app.pki.ca_pem
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig_path(&self) -> PathBuf {
         self.app.pki.kubeconfig.clone()
