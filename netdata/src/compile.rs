@@ -230,3 +230,162 @@ fn slice_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
 fn port_number(port: i32) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const SERVICE: &str = "10.96.1.1";
+
+    fn here() -> Local {
+        Local { node_name: "a".into(), cluster_dns: Ipv4Addr::new(10, 96, 0, 10) }
+    }
+
+    fn rules(spec: Value, endpoints: Value) -> Rules {
+        let mut whole = json!({"clusterIP": SERVICE, "ports": [{"port": 80}]});
+        for (field, value) in spec.as_object().unwrap() {
+            whole[field] = value.clone();
+        }
+        let object: Service =
+            serde_json::from_value(json!({"spec": whole, "status": whole["status"], "metadata": whole["metadata"]}))
+                .unwrap();
+        let slice: EndpointSlice = serde_json::from_value(json!({"metadata": {}, "addressType": "IPv4",
+            "endpoints": endpoints, "ports": [{"port": 8080}, {"name": "b", "port": 9090, "protocol": "UDP"}]}))
+        .unwrap();
+        service(&here(), &object, &[&slice])
+    }
+
+    fn endpoint(ip: &str, node: &str, conditions: Value) -> Value {
+        json!({"addresses": [ip], "nodeName": node, "conditions": conditions})
+    }
+
+    fn two() -> Value {
+        json!([endpoint("10.244.1.2", "a", json!({})), endpoint("10.244.2.2", "b", json!({}))])
+    }
+
+    fn vip(ip: &str, port: u16) -> Frontend {
+        Frontend { face: Face::Vip, ip: ip.parse().unwrap(), protocol: Protocol::Tcp, port }
+    }
+
+    fn node(face: Face, port: u16) -> Frontend {
+        Frontend { face, ip: Ipv4Addr::UNSPECIFIED, protocol: Protocol::Tcp, port }
+    }
+
+    fn spread(endpoints: &[&str]) -> Load {
+        Load::Spread(endpoints.iter().map(|e| e.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn which_endpoints_serve() {
+        let (ready, not) = (json!({"ready": true}), json!({"ready": false}));
+        let leaving = json!({"ready": false, "serving": true, "terminating": true});
+        let broken = json!({"ready": false, "serving": false, "terminating": true});
+        let starting = json!({"ready": false, "serving": true, "terminating": false});
+        let one = "10.244.1.2:8080";
+        for (name, endpoints, expected) in [
+            ("none", json!([]), Load::Reject),
+            ("no conditions are ready", json!([endpoint("10.244.1.2", "a", json!({}))]), spread(&[one])),
+            ("not ready", json!([endpoint("10.244.1.2", "a", not)]), Load::Reject),
+            (
+                "serving while terminating, as the last",
+                json!([endpoint("10.244.1.2", "a", leaving.clone())]),
+                spread(&[one]),
+            ),
+            (
+                "not when there is a ready one",
+                json!([endpoint("10.244.1.9", "a", leaving), endpoint("10.244.1.2", "a", ready.clone())]),
+                spread(&[one]),
+            ),
+            ("terminating and not serving", json!([endpoint("10.244.1.2", "a", broken)]), Load::Reject),
+            ("serving and not ready", json!([endpoint("10.244.1.2", "a", starting)]), Load::Reject),
+            (
+                "one address twice",
+                json!([endpoint("10.244.1.2", "a", ready.clone()), endpoint("10.244.1.2", "a", ready)]),
+                spread(&[one]),
+            ),
+        ] {
+            let rules = rules(json!({}), endpoints);
+            assert_eq!(rules.frontends.get(&vip(SERVICE, 80)), Some(&expected), "{name}");
+        }
+    }
+
+    #[test]
+    fn policies_choose_by_node_and_caller() {
+        let all = spread(&["10.244.1.2:8080", "10.244.2.2:8080"]);
+        let mine = spread(&["10.244.1.2:8080"]);
+        let far = json!([endpoint("10.244.2.2", "b", json!({}))]);
+        let node_port = json!([{"port": 80, "nodePort": 30080}]);
+        let external = json!({"externalTrafficPolicy": "Local", "ports": node_port, "externalIPs": ["192.0.2.1"]});
+
+        let local = rules(external.clone(), two()).frontends;
+        assert_eq!(local[&vip(SERVICE, 80)], all);
+        assert_eq!(local[&vip("192.0.2.1", 80)], all, "a caller within the cluster is not held to it");
+        assert_eq!(local[&Frontend { face: Face::VipOutside, ..vip("192.0.2.1", 80) }], mine);
+        assert_eq!(local[&node(Face::Node, 30080)], all);
+        assert_eq!(local[&node(Face::NodeOutside, 30080)], mine);
+        assert_eq!(local.len(), 5);
+
+        let elsewhere = rules(external.clone(), far.clone()).frontends;
+        assert_eq!(elsewhere[&node(Face::NodeOutside, 30080)], Load::Drop);
+        assert_eq!(elsewhere[&node(Face::Node, 30080)], spread(&["10.244.2.2:8080"]));
+        let nowhere = rules(external, json!([])).frontends;
+        assert_eq!(nowhere[&node(Face::NodeOutside, 30080)], Load::Reject);
+
+        let internal = json!({"internalTrafficPolicy": "Local", "ports": node_port});
+        let rules_of = |endpoints| rules(internal.clone(), endpoints).frontends;
+        assert_eq!(rules_of(two())[&vip(SERVICE, 80)], mine);
+        assert_eq!(rules_of(two())[&node(Face::Node, 30080)], all);
+        assert_eq!(rules_of(far)[&vip(SERVICE, 80)], Load::Drop);
+    }
+
+    #[test]
+    fn what_is_not_routed_here() {
+        for spec in [
+            json!({"clusterIP": "None"}),
+            json!({"clusterIP": ""}),
+            json!({"type": "ExternalName"}),
+            json!({"clusterIP": "10.96.0.10"}),
+            json!({"clusterIP": "fd00::1"}),
+            json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": "other"}}}),
+            json!({"ports": [{"port": 80, "protocol": "ICMP"}]}),
+            json!({"ports": []}),
+        ] {
+            assert_eq!(rules(spec.clone(), two()).frontends.len(), 0, "{spec}");
+        }
+    }
+
+    #[test]
+    fn addresses_ports_affinity_and_ranges() {
+        let spec = json!({
+            "clusterIPs": [SERVICE, "fd00::1"],
+            "ports": [{"port": 80}, {"name": "b", "port": 53, "protocol": "UDP"}, {"name": "missing", "port": 81}],
+            "sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+            "loadBalancerSourceRanges": ["10.0.0.0/8", "10.1.0.0/16", "fd00::/8", " 192.0.2.0/24 "],
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.7"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}, {"hostname": "x"}]}},
+        });
+        let got = rules(spec, two());
+        let special = |port: u16, sources: &[&str]| {
+            let endpoints = ["10.244.1.2", "10.244.2.2"].map(|ip| SocketAddrV4::new(ip.parse().unwrap(), port));
+            let sources = sources.iter().map(|s| s.parse().unwrap()).collect();
+            Load::Special(Special { endpoints: endpoints.to_vec(), affinity_seconds: Some(60), sources })
+        };
+        let ranges = ["10.0.0.0/8", "192.0.2.0/24"];
+        let udp = |frontend: Frontend| Frontend { protocol: Protocol::Udp, ..frontend };
+        let expected = [
+            (vip(SERVICE, 80), special(8080, &[])),
+            (udp(vip(SERVICE, 53)), special(9090, &[])),
+            (vip(SERVICE, 81), Load::Reject),
+            (vip("192.0.2.7", 80), special(8080, &ranges)),
+            (udp(vip("192.0.2.7", 53)), special(9090, &ranges)),
+            (vip("192.0.2.7", 81), Load::Reject),
+        ];
+        assert_eq!(got.frontends, expected.into());
+        assert_eq!(got.local, BTreeSet::from([Ipv4Addr::new(10, 244, 1, 2)]));
+        let default = rules(json!({"sessionAffinity": "ClientIP"}), two());
+        let Load::Special(special) = &default.frontends[&vip(SERVICE, 80)] else { panic!("{default:?}") };
+        assert_eq!(special.affinity_seconds, Some(AFFINITY_SECONDS));
+    }
+}

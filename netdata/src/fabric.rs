@@ -11,6 +11,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVxlan, RouteMessageBuilder,
     packet_route::{
         address::AddressScope,
+        link::LinkAttribute,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     },
@@ -184,13 +185,15 @@ async fn ensure_vxlan(links: &Links, node_ip: Ipv4Addr, gateway: Ipv4Addr) -> Re
         .mtu(mtu)
         .up()
         .build();
-    let made = links.handle.link().add(device.clone()).execute().await;
-    if made.as_ref().is_err_and(|e| is(e, libc::EEXIST)) {
-        // A former agent's, perhaps made for another address of this node.
+    let kept = links.find(VXLAN).await?;
+    // A former agent's device carries traffic: it is replaced only if it was made for another address of this node,
+    // which its hardware address tells.
+    if kept.as_ref().is_some_and(|link| !link.attributes.contains(&LinkAttribute::Address(mac.to_vec()))) {
         links.delete(VXLAN).await?;
-        links.handle.link().add(device).execute().await.map_err(Error::netlink("create", VXLAN))?;
-    } else {
-        made.map_err(Error::netlink("create", VXLAN))?;
+    }
+    match links.handle.link().add(device).execute().await {
+        Err(e) if !is(&e, libc::EEXIST) => return Err(Error::netlink("create", VXLAN)(e)),
+        _ => {}
     }
     let Some(index) = links.index(VXLAN).await? else {
         return Err(Error::netlink("find", VXLAN)(rtnetlink::Error::RequestFailed));

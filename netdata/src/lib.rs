@@ -203,7 +203,10 @@ impl Netdata {
         loops.shutdown().await;
         let mut leaving = std::mem::take(&mut *lock(&self.leaving));
         while leaving.join_next().await.is_some() {}
-        lock(&self.dns).take();
+        let dns = lock(&self.dns).take();
+        if let Some(dns) = dns {
+            dns.stop().await;
+        }
     }
 
     /// Stops, and takes away every interface, address, route, rule, setting and file that is ours. Goes on past what

@@ -436,3 +436,213 @@ fn expand_special(frontend: &Frontend, special: &Special, items: &mut Items) -> 
     items.chains.insert(chain.clone(), rules);
     chain
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::Command;
+
+    fn endpoint(n: u8) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, n), 8080)
+    }
+
+    fn vip(n: u8) -> Frontend {
+        Frontend { face: Face::Vip, ip: Ipv4Addr::new(10, 96, 0, n), protocol: Protocol::Udp, port: 80 }
+    }
+
+    fn key(name: &str) -> Key {
+        Key::new("default", name)
+    }
+
+    fn spread(endpoints: &[u8]) -> Load {
+        Load::Spread(endpoints.iter().map(|n| endpoint(*n)).collect())
+    }
+
+    fn one(frontend: Frontend, load: Load) -> Option<Rules> {
+        Some(Rules { frontends: BTreeMap::from([(frontend, load)]), local: BTreeSet::new() })
+    }
+
+    /// The table as the kernel keeps it, and as strict: it refuses what the kernel refuses.
+    #[derive(Debug, Default, PartialEq)]
+    struct Kernel {
+        items: Items,
+    }
+
+    impl Kernel {
+        fn new() -> Kernel {
+            let mut kernel = Kernel::default();
+            for face in Face::ALL {
+                kernel.items.maps.insert(face.name().into(), String::new());
+            }
+            kernel.items.sets.insert("hairpin".into(), String::new());
+            kernel.items.chains.insert("refuse".into(), Vec::new());
+            kernel
+        }
+
+        fn apply(&mut self, batch: &Batch) {
+            for command in &batch.commands {
+                self.carry_out(command);
+            }
+        }
+
+        fn carry_out(&mut self, command: &Command) {
+            let items = &mut self.items;
+            match command.clone() {
+                Command::AddSet { name, body } => assert_eq!(items.sets.insert(name, body), None),
+                Command::AddMap { name, body } => assert_eq!(items.maps.insert(name, body), None),
+                Command::AddChain { name } => assert_eq!(items.chains.insert(name, Vec::new()), None),
+                Command::AddRule { chain, rule } => {
+                    for name in Kernel::names(&rule) {
+                        assert!(self.has(&name), "{rule} needs {name}");
+                    }
+                    self.items.chains.get_mut(&chain).unwrap().push(rule);
+                }
+                Command::FlushChain { name } => items.chains.get_mut(&name).unwrap().clear(),
+                Command::AddElement { of, key, value } => {
+                    for name in value.iter().flat_map(|value| Kernel::names(value)) {
+                        assert!(self.has(&name), "{key} needs {name}");
+                    }
+                    assert!(self.has(&of), "{of} is there");
+                    assert_eq!(self.items.elements.insert((of, key), value), None);
+                }
+                Command::DeleteElement { of, key } => assert!(items.elements.remove(&(of, key)).is_some()),
+                Command::DeleteChain { name } => {
+                    self.unused(&name);
+                    assert_eq!(self.items.chains.remove(&name), Some(Vec::new()));
+                }
+                Command::DeleteMap { name } => {
+                    self.unused(&name);
+                    assert!(self.items.maps.remove(&name).is_some());
+                }
+                Command::DeleteSet { name } => {
+                    self.unused(&name);
+                    assert!(self.items.sets.remove(&name).is_some());
+                }
+            }
+        }
+
+        fn has(&self, name: &str) -> bool {
+            let Items { sets, maps, chains, .. } = &self.items;
+            sets.contains_key(name) || maps.contains_key(name) || chains.contains_key(name)
+        }
+
+        fn unused(&self, name: &str) {
+            let rules = self.items.chains.values().flatten();
+            let values = self.items.elements.values().flatten();
+            let user = rules.chain(values).find(|text| Kernel::names(text).iter().any(|used| used == name));
+            assert_eq!(user, None, "{name} is still used");
+            assert!(!self.items.elements.keys().any(|(of, _)| of == name), "{name} is not empty");
+        }
+
+        /// The chains, sets and maps that a rule or a verdict points at.
+        fn names(text: &str) -> Vec<String> {
+            let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches(',')).collect();
+            let jumps = words.windows(2).filter(|pair| pair[0] == "goto").map(|pair| pair[1].to_owned());
+            let sets = words.iter().filter_map(|word| word.strip_prefix('@').map(str::to_owned));
+            jumps.chain(sets).collect()
+        }
+    }
+
+    #[test]
+    fn one_endpoint_more_or_less_is_a_handful_of_elements() {
+        let mut all = Ruleset::default();
+        let many = (0..200).map(|n| (key(&format!("s{n}")), one(vip(n), spread(&[1, 2, 3]))));
+        all.apply(many.chain([(key("four"), one(vip(250), spread(&[1, 2, 3, 4])))]));
+
+        let swapped = all.apply([(key("s7"), one(vip(7), spread(&[1, 9, 3])))]);
+        let at = |index: u8| (format!("vip-{index}"), "10.96.0.7 . udp . 80".to_owned());
+        let ((of, key7), value) = (at(1), Some("10.244.1.9 . 8080".to_owned()));
+        let expected = [
+            Command::DeleteElement { of: of.clone(), key: key7.clone() },
+            Command::AddElement { of, key: key7.clone(), value },
+        ];
+        assert_eq!(swapped.batch.commands, expected);
+        assert_eq!(swapped.stale, [Stale { frontend: vip(7), endpoint: endpoint(2) }]);
+
+        // The first goes: the last takes its place, and nothing else moves.
+        let less = all.apply([(key("s7"), one(vip(7), spread(&[9, 3])))]);
+        assert_eq!(
+            less.batch.to_string(),
+            "add chain ip minik8s vip-of-2\n\
+             add rule ip minik8s vip-of-2 numgen random mod 2 vmap { 0 : goto vip-pick-0, 1 : goto vip-pick-1 }\n\
+             delete element ip minik8s vip { 10.96.0.7 . udp . 80 }\n\
+             delete element ip minik8s vip-0 { 10.96.0.7 . udp . 80 }\n\
+             delete element ip minik8s vip-2 { 10.96.0.7 . udp . 80 }\n\
+             add element ip minik8s vip { 10.96.0.7 . udp . 80 : goto vip-of-2 }\n\
+             add element ip minik8s vip-0 { 10.96.0.7 . udp . 80 : 10.244.1.3 . 8080 }\n"
+        );
+        assert_eq!(all.apply([(key("s7"), one(vip(7), spread(&[3, 9])))]), Change::default(), "order is no change");
+        let more = all.apply([(key("s8"), one(vip(8), spread(&[1, 2, 3, 4])))]);
+        assert_eq!(more.batch.commands.len(), 3);
+        assert_eq!(more.stale, []);
+        let gone = all.apply([(key("four"), None), (key("s8"), None)]);
+        assert!(gone.batch.to_string().ends_with(
+            "flush chain ip minik8s vip-of-4\nflush chain ip minik8s vip-pick-3\n\
+             delete chain ip minik8s vip-of-4\ndelete chain ip minik8s vip-pick-3\ndelete map ip minik8s vip-3\n"
+        ));
+    }
+
+    #[test]
+    fn what_two_services_claim_the_first_in_order_has() {
+        let mut all = Ruleset::default();
+        all.apply([(key("b"), one(vip(1), spread(&[1])))]);
+        all.apply([(key("a"), one(vip(1), spread(&[2])))]);
+        assert_eq!(all.load(&vip(1)), Some(&spread(&[2])));
+        assert_eq!(all.apply([(key("b"), one(vip(1), spread(&[3])))]).batch, Batch::default());
+        all.apply([(key("a"), None)]);
+        assert_eq!(all.load(&vip(1)), Some(&spread(&[3])));
+        all.apply([(key("b"), None)]);
+        assert_eq!(all.load(&vip(1)), None);
+        assert!(all.is_empty());
+    }
+
+    fn any_load() -> impl Strategy<Value = Load> {
+        let some = || proptest::collection::btree_set(1..6u8, 1..5);
+        let list = |set: BTreeSet<u8>| -> Vec<SocketAddrV4> { set.into_iter().map(endpoint).collect() };
+        prop_oneof![
+            Just(Load::Reject),
+            Just(Load::Drop),
+            some().prop_map(move |set| Load::Spread(list(set))),
+            (some(), proptest::option::of(10..12u32), proptest::bool::ANY).prop_map(move |(set, seconds, guarded)| {
+                let sources = if guarded { vec!["10.0.0.0/8".parse().unwrap()] } else { Vec::new() };
+                Load::Special(Special { endpoints: list(set), affinity_seconds: seconds, sources })
+            }),
+        ]
+    }
+
+    fn any_rules() -> impl Strategy<Value = Option<Rules>> {
+        let face = proptest::sample::select(Face::ALL.to_vec());
+        let frontend = (face, 1..4u8).prop_map(|(face, n)| match face {
+            Face::Vip | Face::VipOutside => Frontend { face, ..vip(n) },
+            Face::Node | Face::NodeOutside => {
+                Frontend { face, ip: Ipv4Addr::UNSPECIFIED, port: u16::from(n), ..vip(n) }
+            }
+        });
+        let frontends = proptest::collection::btree_map(frontend, any_load(), 0..4);
+        let local = proptest::collection::btree_set((1..5u8).prop_map(|n| *endpoint(n).ip()), 0..3);
+        proptest::option::weighted(0.8, (frontends, local).prop_map(|(frontends, local)| Rules { frontends, local }))
+    }
+
+    proptest! {
+        /// Batch by batch the kernel comes to what a full replacement would give, and refuses no command on the way.
+        #[test]
+        fn batches_lead_where_a_full_replacement_leads(
+            steps in proptest::collection::vec(proptest::collection::vec((0..4u8, any_rules()), 1..4), 1..12)
+        ) {
+            let mut ruleset = Ruleset::default();
+            let mut kernel = Kernel::new();
+            for step in steps {
+                let step = step.into_iter().map(|(n, rules)| (key(&n.to_string()), rules));
+                kernel.apply(&ruleset.apply(step).batch);
+                let mut fresh = Kernel::new();
+                fresh.apply(&ruleset.full());
+                prop_assert_eq!(&kernel, &fresh);
+            }
+            let all: Vec<Key> = ruleset.services().cloned().collect();
+            kernel.apply(&ruleset.apply(all.into_iter().map(|key| (key, None))).batch);
+            prop_assert_eq!(kernel, Kernel::new());
+        }
+    }
+}

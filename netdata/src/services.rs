@@ -178,11 +178,20 @@ impl Services {
     }
 
     /// Brings the kernel to where the caches are.
+    #[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
     async fn sync(&self, applied: &mut Applied) {
         if applied.retry_at.is_some() {
             return;
         }
-        match self.apply(applied).await {
+        let trusted = applied.whole;
+        let mut result = self.apply(applied).await;
+        if let (Err(error), Trust::Known) = (&result, trusted) {
+            // Someone else changed the table: all of it is put in its place at once.
+            tracing::warn!(%error, "a change of service rules was refused; replacing the whole table");
+            applied.whole = Trust::Unknown;
+            result = self.apply(applied).await;
+        }
+        match result {
             Ok(()) => applied.retry = RETRY_FIRST,
             Err(error) => {
                 let error: &dyn std::error::Error = &error;

@@ -282,6 +282,25 @@ fn policies_and_affinity_are_kept() {
     pod_a.netns.inside(chat).join().unwrap();
 }
 
+/// Answers every question by UDP with one address.
+fn name_server(netns: &Netns, at: Ipv4Addr) {
+    let (ready, wait) = std::sync::mpsc::channel();
+    netns.inside(move || {
+        let socket = UdpSocket::bind((at, 53)).unwrap();
+        ready.send(()).unwrap();
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            // The question: labels up to an empty one, then type and class.
+            let name = buffer[12..length].iter().position(|b| *b == 0).unwrap();
+            let mut answer = buffer[..12 + name + 5].to_vec();
+            answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 33]);
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    wait.recv().unwrap();
+}
+
 #[test]
 fn names_are_answered() {
     let lan = Lan::new();
@@ -317,6 +336,26 @@ fn names_are_answered() {
     }
     let missing = dig(&pod.netns, "nothing.default.svc.cluster.local");
     assert!(missing.contains("status: NXDOMAIN") && missing.contains("SOA"), "{missing}");
+
+    // Other names are the host's servers' business: there is none in reach, and then there is one. Not every machine
+    // that runs this names a server, and then there is nothing to relay to.
+    let host = &lan.b.host.netns;
+    let failed = dig(host, "example.com");
+    assert!(failed.contains("status: SERVFAIL"), "{failed}");
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let named = text.lines().find_map(|line| line.strip_prefix("nameserver ")?.trim().parse::<Ipv4Addr>().ok());
+    if let Some(server) = named {
+        if !server.is_loopback() {
+            host.ip(&format!("addr add {server}/32 dev lo"));
+        }
+        name_server(host, server);
+        assert_eq!(dig(host, "+short example.com"), "192.0.2.33\n");
+        lan.api.put(SERVICES, service("out", json!({"type": "ExternalName", "externalName": "example.com"})));
+        eventually("an alias is followed", || match dig(host, "+short out.default.svc.cluster.local") {
+            text if text == "example.com.\n192.0.2.33\n" => Ok(()),
+            text => Err(text),
+        });
+    }
     let no_data = dig(&pod.netns, "web.default.svc.cluster.local AAAA");
     assert!(no_data.contains("status: NOERROR") && no_data.contains("SOA") && no_data.contains("aa"), "{no_data}");
 }
@@ -356,7 +395,10 @@ fn a_restart_keeps_everything_and_a_removal_nothing() {
     stop.store(true, Ordering::Relaxed);
     assert!(caller.join().unwrap() > 0);
 
-    // What someone else takes away comes back: here a link's fall takes its routes.
+    // What someone else takes away comes back: a firewall's restart takes the rules, a link's fall its routes.
+    lan.a.host.netns.exec("nft", "flush ruleset");
+    lan.api.put(SERVICES, service("other", json!({"clusterIP": "10.96.1.2"})));
+    third.netns.call_all(at("10.96.1.1:80"), &["pod-b"]);
     lan.a.host.netns.ip("link set uplink down");
     lan.a.host.netns.ip("link set uplink up");
     third.netns.call_all(pod_b.at(8080), &["pod-b"]);
@@ -418,6 +460,14 @@ fn nodes_behind_a_router_are_reached_by_vxlan() {
     lan.a.host.netns.call_all(at("10.96.1.1:80"), &["pod-c"]);
     lan.a.host.netns.call_all(far_pod.at(8080), &["pod-c"]);
     lan.stranger.call_all(at("192.168.77.1:30090"), &["pod-c"]);
+
+    // A new agent takes the tunnel over as it is.
+    let shown = lan.a.host.netns.ip("-o link show mk8s-vxlan");
+    lan.a.with(|netdata| async move { netdata.stop().await });
+    lan.a.start(&lan.api);
+    near_pod.netns.call_all(far_pod.at(8080), &["pod-c"]);
+    let number = |shown: &str| shown.split(':').next().map(str::to_owned);
+    assert_eq!(number(&lan.a.host.netns.ip("-o link show mk8s-vxlan")), number(&shown));
 
     // More than fits one packet, so that a wrong size of packets would show.
     const MUCH: usize = 4 << 20;

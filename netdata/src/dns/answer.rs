@@ -342,3 +342,144 @@ fn hosts_of(endpoint: &Endpoint) -> impl Iterator<Item = Host> {
         Some(Host { name: name.unwrap_or_else(|| address.replace(['.', ':'], "-")), ip })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::index::Exists;
+
+    fn zone() -> Zone {
+        let networks = vec!["10.96.0.0/16".parse().unwrap(), "10.244.0.0/16".parse().unwrap()];
+        Zone { domain: "cluster.local".into(), networks }
+    }
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        for name in ["default", "empty"] {
+            index.set_namespace(name, Exists::Yes);
+        }
+        let mut service = |name: &str, spec: Value| {
+            let object = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+            index.set_service(&Key::new("default", name), Some(Arc::new(serde_json::from_value(object).unwrap())));
+        };
+        let web = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+        service("web", json!({"clusterIP": "10.96.1.1", "clusterIPs": ["10.96.1.1", "fd00::1"], "ports": web}));
+        service("own", json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}));
+        service("unready", json!({"clusterIP": "None"}));
+        service("out", json!({"type": "ExternalName", "externalName": "example.com"}));
+        service("loop", json!({"type": "ExternalName", "externalName": "web.default.svc.cluster.local"}));
+        let mut slice = |service: &str, endpoints: Value| {
+            let name = format!("{service}-x");
+            let object = json!({"addressType": "IPv4", "ports": [{"name": "http", "port": 8080}],
+                "endpoints": endpoints, "metadata": {"name": name, "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": service}}});
+            index.set_slice(&Key::new("default", &name), Some(Arc::new(serde_json::from_value(object).unwrap())));
+        };
+        slice(
+            "own",
+            json!([
+            {"addresses": ["10.244.1.2"], "hostname": "db-0", "conditions": {"ready": true}},
+            {"addresses": ["10.244.1.3"], "conditions": {}},
+            {"addresses": ["10.244.1.4"], "hostname": "db-2", "conditions": {"ready": false}}]),
+        );
+        slice("unready", json!([{"addresses": ["10.244.1.5"], "conditions": {"ready": false}}]));
+        slice("web", json!([{"addresses": ["10.244.1.6"]}]));
+        index
+    }
+
+    /// An answer in short: its records' data in order, `additional` behind `+`; or what else it is.
+    fn ask(name: &str, kind: RecordType) -> String {
+        let texts = |records: &[Record]| {
+            let mut all: Vec<String> = records.iter().map(|record| record.data.to_string()).collect();
+            all.sort();
+            all.join(", ")
+        };
+        match zone().answer(Some(&index()), &Name::from_str(name).unwrap(), kind) {
+            Answer::Records { answers, additionals } if additionals.is_empty() => texts(&answers),
+            Answer::Records { answers, additionals } => format!("{} + {}", texts(&answers), texts(&additionals)),
+            Answer::Alias { target, .. } => format!("-> {target}"),
+            Answer::NoSuchName => "no such name".into(),
+            Answer::Elsewhere => "elsewhere".into(),
+            Answer::NotYet => "not yet".into(),
+        }
+    }
+
+    #[test]
+    fn questions_and_answers() {
+        use RecordType::{A, AAAA, CNAME, MX, PTR, SOA, SRV, TXT};
+        for (name, kind, expected) in [
+            ("web.default.svc.cluster.local.", A, "10.96.1.1"),
+            ("WEB.Default.svc.cluster.LOCAL.", A, "10.96.1.1"),
+            ("web.default.svc.cluster.local.", AAAA, "fd00::1"),
+            ("web.default.svc.cluster.local.", MX, ""),
+            ("_http._tcp.web.default.svc.cluster.local.", SRV, "0 100 80 web.default.svc.cluster.local. + 10.96.1.1"),
+            ("_http._tcp.web.default.svc.cluster.local.", A, ""),
+            ("_http._udp.web.default.svc.cluster.local.", SRV, "no such name"),
+            ("_tcp.web.default.svc.cluster.local.", A, ""),
+            ("_sctp.web.default.svc.cluster.local.", A, "no such name"),
+            ("10-244-1-6.web.default.svc.cluster.local.", A, "no such name"),
+            ("web.empty.svc.cluster.local.", A, "no such name"),
+            ("web.default.svc.cluster.local.default.svc.cluster.local.", A, "no such name"),
+            ("own.default.svc.cluster.local.", A, "10.244.1.2, 10.244.1.3"),
+            ("own.default.svc.cluster.local.", AAAA, ""),
+            ("db-0.own.default.svc.cluster.local.", A, "10.244.1.2"),
+            ("10-244-1-3.own.default.svc.cluster.local.", A, "10.244.1.3"),
+            ("db-2.own.default.svc.cluster.local.", A, "no such name"),
+            (
+                "_http._tcp.own.default.svc.cluster.local.",
+                SRV,
+                "0 100 8080 10-244-1-3.own.default.svc.cluster.local., 0 100 8080 db-0.own.default.svc.cluster.local. + \
+                 10.244.1.2, 10.244.1.3",
+            ),
+            ("unready.default.svc.cluster.local.", A, "no such name"),
+            ("out.default.svc.cluster.local.", A, "-> example.com."),
+            ("out.default.svc.cluster.local.", CNAME, "example.com."),
+            ("a.out.default.svc.cluster.local.", A, "no such name"),
+            ("10-1-2-3.default.pod.cluster.local.", A, "10.1.2.3"),
+            ("10-1-2-3.default.pod.cluster.local.", AAAA, ""),
+            ("10-1-2.default.pod.cluster.local.", A, "no such name"),
+            ("10-1-2-3.nowhere.pod.cluster.local.", A, "no such name"),
+            ("default.svc.cluster.local.", A, ""),
+            ("empty.svc.cluster.local.", A, ""),
+            ("nowhere.svc.cluster.local.", A, "no such name"),
+            ("svc.cluster.local.", A, ""),
+            ("cluster.local.", A, ""),
+            ("other.cluster.local.", A, "no such name"),
+            ("dns-version.cluster.local.", TXT, "1.1.0"),
+            ("notcluster.local.", A, "elsewhere"),
+            ("example.com.", A, "elsewhere"),
+            ("1.1.96.10.in-addr.arpa.", PTR, "web.default.svc.cluster.local."),
+            ("2.1.244.10.in-addr.arpa.", PTR, "db-0.own.default.svc.cluster.local."),
+            ("6.1.244.10.in-addr.arpa.", PTR, "no such name"),
+            ("1.1.96.10.in-addr.arpa.", A, ""),
+            ("8.8.8.8.in-addr.arpa.", PTR, "elsewhere"),
+            ("96.10.in-addr.arpa.", SOA, "elsewhere"),
+        ] {
+            assert_eq!(ask(name, kind), expected, "{name} {kind}");
+        }
+    }
+
+    #[test]
+    fn before_the_lists_are_in_nothing_of_ours_is_denied() {
+        let answer = |name: &str| zone().answer(None, &Name::from_str(name).unwrap(), RecordType::A);
+        assert_eq!(answer("web.default.svc.cluster.local."), Answer::NotYet);
+        assert_eq!(answer("example.com."), Answer::Elsewhere);
+    }
+
+    #[test]
+    fn the_index_forgets() {
+        let mut index = index();
+        let ip: IpAddr = "10.244.1.2".parse().unwrap();
+        assert_eq!(index.by_endpoint_ip(ip).count(), 1);
+        assert_eq!(index.set_slice(&Key::new("default", "own-x"), None), [Key::new("default", "own")]);
+        assert_eq!(index.by_endpoint_ip(ip).count(), 0);
+        assert_eq!(index.set_slice(&Key::new("default", "own-x"), None), []);
+        index.set_service(&Key::new("default", "web"), None);
+        assert_eq!(index.by_cluster_ip("10.96.1.1".parse().unwrap()), None);
+        assert!(index.slices(&Key::new("default", "own")).is_empty());
+    }
+}

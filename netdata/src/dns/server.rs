@@ -17,7 +17,10 @@ use hickory_server::{
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponseBuilder,
 };
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    time::timeout,
+};
 
 use super::{
     answer::{Answer, Zone},
@@ -44,8 +47,11 @@ pub type Shared = Arc<RwLock<Option<Index>>>;
 
 /// Running cluster DNS. Dropping it closes the listeners.
 pub struct Server {
-    _server: Hickory<Handler>,
+    server: Hickory<Handler>,
 }
+
+/// Listeners close at once when they are told to; a stop does not wait longer.
+const STOP_TIME: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Listens on an address that this host has.
@@ -57,7 +63,14 @@ impl Server {
         let mut server = Hickory::new(Handler { zone, index, forward: Forward::new(address) });
         server.register_socket(udp);
         server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
-        Ok(Server { _server: server })
+        Ok(Server { server })
+    }
+
+    /// Ends it; afterwards the address is free for the next one.
+    pub async fn stop(mut self) {
+        if let Ok(Err(error)) = timeout(STOP_TIME, self.server.shutdown_gracefully()).await {
+            tracing::debug!(%error, "cluster DNS ended with an error");
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Hosts and pods made of network namespaces, and a cluster's API made of a map.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
+#![expect(clippy::disallowed_methods, reason = "tests wait with a deadline")]
 
 pub mod api;
 
