@@ -1,1 +1,89 @@
-fn main() {}
+//! `minik8s`: a whole Kubernetes-compatible cluster in one binary.
+//!
+//! - [`flags`]: the command line, the environment and the config file
+//! - [`server`], [`agent`], [`dev`]: the three ways to run
+//! - [`image`], [`info`]: small tools
+//! - [`stop`]: signals
+//!
+//! Exit codes: 0 stopped, 1 failed (one line on stderr says what and what to do), 2 wrong usage.
+
+mod flags;
+
+mod agent;
+mod dev;
+mod server;
+
+mod image;
+mod info;
+
+mod stop;
+
+use std::process::ExitCode;
+
+use flags::Command;
+
+fn main() -> ExitCode {
+    // The shim must stay one small thread: it goes its own way before any runtime or logger exists.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "shim") {
+        return node::shim::main(words);
+    }
+    let command = match flags::parse() {
+        Ok(command) => command,
+        Err(error) => error.exit(),
+    };
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("minik8s: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Server(flags) => with_runtime(server::run(flags)),
+        Command::Agent(flags) => with_runtime(agent::run(flags)),
+        Command::Dev(flags) => with_runtime(dev::run(flags)),
+        Command::Token(flags) => info::token(&flags),
+        Command::Image(flags) => with_runtime(image::run(flags)),
+        Command::Version => info::version(),
+        Command::Completion { shell } => info::completion(shell),
+    }
+}
+
+fn with_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    start_logging();
+    // Every TLS user in the process takes its cryptography from here; a second provider would make rustls panic.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("another TLS provider was installed first");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
+}
+
+/// `MINIK8S_LOG` takes filters such as `info`, or `warn,scheduler=debug`.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MINIK8S_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+}
+
+/// The error and its causes, on one line.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string().replace('\n', " ");
+        // A cause that its effect already quotes says nothing new.
+        if !line.contains(text.as_str()) {
+            if !line.is_empty() {
+                line.push_str(": ");
+            }
+            line.push_str(text.trim());
+        }
+    }
+    line
+}

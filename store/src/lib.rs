@@ -1,1 +1,45 @@
+//! A replicated, versioned key-value store: bytes in, bytes out, one global revision.
+//!
+//! A write goes through Raft's log: it is acknowledged once it is on disk (on a majority's disks) and applied to
+//! the state in memory, from which all reads and watches are served. Behind that, at the distance of the history,
+//! follow the checkpoint and the snapshots that let the log be cut.
+//!
+//! Modules, in reading order:
+//! - `types`, `error`: what callers say and hear; `store`: how they say it;
+//! - `command`: proposals as bytes;
+//! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
+//! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
+//! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
+//! - `raft`: the loop that drives it all.
+//!
+//! Invariants:
+//! - every committed change raises the revision by exactly one; the same log gives the same state everywhere;
+//! - nothing is acknowledged before its log entry is synced; after a disk failed once, nothing is acknowledged;
+//! - snapshot + log hold everything acknowledged; the checkpoint is a cache and may be lost at any time;
+//! - a snapshot never changes; a watcher is delivered each event of its range once, in order;
+//! - nothing grows without bound: proposals by permits, history by limits, watchers by the history, the log by
+//!   snapshots.
 
+mod checkpoint;
+mod command;
+mod disk;
+mod error;
+mod image;
+mod lease;
+mod log;
+mod mvcc;
+mod raft;
+mod shared;
+mod store;
+mod types;
+mod watch;
+
+pub use error::{Error, WatchError};
+pub use store::{Config, Status, Store};
+pub use types::{
+    Batch, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end,
+};
+pub use watch::Watcher;
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,9 @@
 //!
 //! - [`registry`]: one row per kind; everything generic is driven by it
 //! - [`kinds`]: one file per kind with all that is special about it
-//! - [`meta`], [`status`], [`selector`], [`quantity`]: the vocabulary
+//! - [`decode`]: from a client's body to an object of a kind, saying what does not fit
+//! - [`field`], [`names`]: how rules are written and what they report
+//! - [`meta`], [`status`], [`selector`], [`quantity`], [`time`], [`table`]: the vocabulary
 //! - [`schema`]: one table of fields, from which strict decoding, [`protobuf`], [`patch`] and [`openapi`] derive
 //!
 //! Invariant: nothing in here reads the time or draws a random number; both are arguments.
@@ -14,11 +16,16 @@ pub mod registry;
 
 pub mod kinds;
 
+pub mod decode;
+pub mod field;
+pub mod names;
+
 pub mod meta;
 pub mod quantity;
 pub mod selector;
 pub mod status;
 pub mod table;
+pub mod time;
 
 pub mod schema;
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{status::Cause, table::Column};
+use crate::{decode::DecodeError, schema, status::Cause, table::Column};
 
 /// Every built-in kind that the server serves.
 pub const ALL: &[&Kind] = crate::kinds::ALL;
@@ -42,7 +42,24 @@ pub struct Kind {
     pub schema: &'static str,
     pub columns: &'static [Column],
     pub strategy: &'static dyn Strategy,
+    /// What discovery says may be done with the objects.
+    pub verbs: &'static [&'static str],
+    /// Set when the objects are those of another kind in another shape.
+    pub alias: Option<&'static Alias>,
 }
+
+/// A kind whose objects are stored as another kind's: `events.k8s.io/v1` over `v1` events.
+pub struct Alias {
+    /// The kind under whose key and shape the objects are stored, validated and defaulted.
+    pub stored: &'static Kind,
+    /// From this kind's shape to the stored one.
+    pub to_stored: fn(&mut Value),
+    /// From the stored shape to this kind's.
+    pub from_stored: fn(&mut Value),
+}
+
+/// The verbs of a kind that can do everything.
+pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// Where a kind keeps what `/scale` shows, as JSON pointers.
 pub struct Scale {
@@ -108,6 +125,21 @@ impl Kind {
     /// `pods` or `deployments.apps`, as messages and store keys name it.
     pub fn resource(&self) -> String {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
+    }
+
+    /// Checks a body against the kind's type and leaves it as a typed server would: nulls and unknown fields removed,
+    /// times and quantities canonical. The answer names the unknown fields, such as `spec.foo`, for
+    /// [`crate::decode::strict_message`] or warnings.
+    pub fn decode(&self, object: &mut Value) -> Result<Vec<String>, DecodeError> {
+        match schema::message(self.schema) {
+            Some(message) => Ok(schema::decode(message, object)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The kind under which objects are stored: this one, but for an alias.
+    pub fn stored(&'static self) -> &'static Kind {
+        self.alias.map_or(self, |alias| alias.stored)
     }
 
     pub fn namespaced(&self) -> bool {

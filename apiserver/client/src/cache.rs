@@ -50,7 +50,7 @@ pub struct Cache<K> {
 
 struct Shared<K> {
     // Invariant: `objects` holds exactly the objects that a list at `revision` would give.
-    objects: RwLock<BTreeMap<Key, Arc<K>>>,
+    objects: RwLock<Objects<K>>,
     /// Zero until the first list is in.
     revision: latest::Sender<u64>,
     changes: broadcast::Sender<Arc<Change<K>>>,
@@ -59,7 +59,7 @@ struct Shared<K> {
 impl<K: Object> Cache<K> {
     pub(crate) fn start(client: Client, params: ListParams) -> Cache<K> {
         let shared = Arc::new(Shared {
-            objects: RwLock::default(),
+            objects: RwLock::new(Objects::new()),
             revision: latest::Sender::new(0),
             changes: broadcast::Sender::new(CHANGES_KEPT),
         });
@@ -72,25 +72,38 @@ impl<K: Object> Cache<K> {
     }
 
     pub fn by_key(&self, key: &Key) -> Option<Arc<K>> {
-        self.shared.read().get(key).cloned()
+        self.shared.read().map.get(key).cloned()
     }
 
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.shared.read().values().cloned().collect()
+        self.shared.read().map.values().cloned().collect()
     }
 
     pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
         let objects = self.shared.read();
-        let from = objects.range(Key::new(namespace, "")..);
+        let from = objects.map.range(Key::new(namespace, "")..);
         from.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| Arc::clone(object)).collect()
     }
 
     pub fn len(&self) -> usize {
-        self.shared.read().len()
+        self.shared.read().map.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Files every object, those that are there and those to come, under the terms that `terms` finds in it. An index of
+    /// the same name is there already when two callers need it: the first one's stays.
+    pub fn add_index(&self, name: &'static str, terms: Terms<K>) {
+        self.shared.write().add_index(name, terms);
+    }
+
+    /// The objects filed under a term, in no order. None are under an index that was never added.
+    pub fn by_index(&self, name: &str, term: &str) -> Vec<Arc<K>> {
+        let objects = self.shared.read();
+        let index = objects.indexes.iter().find(|i| i.name == name);
+        index.and_then(|i| i.postings.get(term)).cloned().unwrap_or_default()
     }
 
     /// The revision that the cache has reached; zero before the first list.
@@ -114,6 +127,74 @@ impl<K: Object> Cache<K> {
     /// Every change from now on. Subscribe first and list after, and nothing is missed.
     pub fn subscribe(&self) -> Subscription<K> {
         Subscription { changes: self.shared.changes.subscribe() }
+    }
+}
+
+/// Under which terms an index files an object.
+pub type Terms<K> = fn(&K) -> Vec<String>;
+
+/// The objects, and the indexes over them.
+struct Objects<K> {
+    map: BTreeMap<Key, Arc<K>>,
+    // Invariant: every index files exactly the objects of `map`, each under the terms that it has now.
+    indexes: Vec<Index<K>>,
+}
+
+struct Index<K> {
+    name: &'static str,
+    terms: Terms<K>,
+    postings: HashMap<String, Vec<Arc<K>>>,
+}
+
+impl<K> Objects<K> {
+    fn new() -> Objects<K> {
+        Objects { map: BTreeMap::new(), indexes: Vec::new() }
+    }
+
+    fn add_index(&mut self, name: &'static str, terms: Terms<K>) {
+        if self.indexes.iter().any(|i| i.name == name) {
+            return;
+        }
+        let mut index = Index { name, terms, postings: HashMap::new() };
+        self.map.values().for_each(|object| index.file(object));
+        self.indexes.push(index);
+    }
+
+    fn insert(&mut self, key: Key, new: Arc<K>) -> Option<Arc<K>> {
+        let old = self.map.insert(key, Arc::clone(&new));
+        for index in &mut self.indexes {
+            if let Some(old) = &old {
+                index.unfile(old);
+            }
+            index.file(&new);
+        }
+        old
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.map.remove(key)?;
+        self.indexes.iter_mut().for_each(|index| index.unfile(&old));
+        Some(old)
+    }
+}
+
+impl<K> Index<K> {
+    fn file(&mut self, object: &Arc<K>) {
+        for term in (self.terms)(object) {
+            self.postings.entry(term).or_default().push(Arc::clone(object));
+        }
+    }
+
+    fn unfile(&mut self, object: &Arc<K>) {
+        for term in (self.terms)(object) {
+            let Some(posting) = self.postings.get_mut(&term) else { continue };
+            if let Some(at) = posting.iter().position(|o| Arc::ptr_eq(o, object)) {
+                posting.swap_remove(at);
+            }
+            if posting.is_empty() {
+                self.postings.remove(&term);
+            }
+        }
     }
 }
 
@@ -141,11 +222,11 @@ impl<K: Object> Subscription<K> {
 
 impl<K> Shared<K> {
     // A panic while the lock is held leaves the map whole: every change is one insert or one remove.
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Key, Arc<K>>> {
+    fn read(&self) -> RwLockReadGuard<'_, Objects<K>> {
         self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<Key, Arc<K>>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Objects<K>> {
         self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -171,7 +252,7 @@ impl<K: Object> Shared<K> {
 
     /// Takes over a whole list, telling only what differs.
     fn replace(&self, items: Vec<K>, revision: u64) {
-        let mut gone: HashMap<Key, Arc<K>> = self.read().iter().map(|(k, o)| (k.clone(), Arc::clone(o))).collect();
+        let mut gone: HashMap<Key, Arc<K>> = self.read().map.iter().map(|(k, o)| (k.clone(), Arc::clone(o))).collect();
         for item in items {
             let old = gone.remove(&Key::of(&item));
             if old.is_none_or(|o| object::revision(&*o) != object::revision(&item)) {
@@ -240,4 +321,26 @@ async fn advance<K: Object>(client: Client, params: ListParams, shared: Arc<Shar
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_follow_the_objects() {
+        let words: Terms<String> = |text| text.split(' ').map(str::to_owned).collect();
+        let mut objects = Objects::new();
+        let key = |name: &str| Key::new("", name);
+        objects.insert(key("a"), Arc::new("red small".to_owned()));
+        objects.add_index("words", words);
+        objects.insert(key("b"), Arc::new("red large".to_owned()));
+        let count = |objects: &Objects<String>, term: &str| objects.indexes[0].postings.get(term).map_or(0, Vec::len);
+        assert_eq!((count(&objects, "red"), count(&objects, "small")), (2, 1));
+        objects.insert(key("a"), Arc::new("blue small".to_owned()));
+        assert_eq!((count(&objects, "red"), count(&objects, "blue")), (1, 1));
+        objects.remove(&key("b"));
+        assert_eq!((count(&objects, "red"), count(&objects, "large")), (0, 0));
+        assert_eq!(objects.indexes[0].postings.len(), 2, "empty postings go");
+    }
 }

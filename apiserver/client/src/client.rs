@@ -197,6 +197,10 @@ impl Content {
     pub fn json(body: &impl Serialize) -> Result<Content> {
         json(body)
     }
+
+    pub fn patch(patch: &Patch) -> Result<Content> {
+        patch_body(patch)
+    }
 }
 
 fn json(body: &impl Serialize) -> Result<Content> {

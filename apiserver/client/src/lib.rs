@@ -2,6 +2,7 @@
 //!
 //! - [`Client`]: typed requests, over HTTPS or straight into a server in the same process
 //! - [`cache`]: one shared informer per kind and client, the only way to watch
+//! - [`metadata`]: kinds known only at run time, seen by their metadata
 //! - [`object`]: what every kind has, and small readers of metadata
 //! - [`request`]: parameters of requests
 //! - [`transport`]: the seam between a request and whoever answers it
@@ -14,14 +15,16 @@ mod client;
 
 pub mod cache;
 pub mod error;
+pub mod metadata;
 pub mod object;
 pub mod request;
 pub mod transport;
 mod watch;
 
 pub use cache::{Cache, Change, Subscription, Update};
-pub use client::Client;
+pub use client::{Client, Content};
 pub use error::{Error, Result};
+pub use metadata::{Metadata, Sighting};
 pub use object::{Key, Object};
 pub use request::{DeleteOptions, List, ListParams, Patch, Preconditions, Propagation};
 pub use transport::{Https, Transport};

@@ -58,12 +58,19 @@ struct BookmarkMeta {
 
 /// Where a kind is watched from a revision on.
 pub(crate) fn url<K: Object>(params: &ListParams, revision: u64) -> String {
-    let mut query = params.query();
-    query.push(("watch", "true".to_owned()));
-    query.push(("allowWatchBookmarks", "true".to_owned()));
-    query.push(("resourceVersion", revision.to_string()));
-    query.push(("timeoutSeconds", WATCH_SECONDS.to_string()));
-    with_query(collection::<K>(""), &query)
+    let mut all = params.query();
+    all.extend(query(revision));
+    with_query(collection::<K>(""), &all)
+}
+
+/// What makes a list a watch.
+pub(crate) fn query(revision: u64) -> Vec<(&'static str, String)> {
+    vec![
+        ("watch", "true".to_owned()),
+        ("allowWatchBookmarks", "true".to_owned()),
+        ("resourceVersion", revision.to_string()),
+        ("timeoutSeconds", WATCH_SECONDS.to_string()),
+    ]
 }
 
 impl Watch {

@@ -1,0 +1,103 @@
+//! Objects that every cluster has: the system's namespaces, and the service under which pods reach this server.
+
+use std::net::IpAddr;
+
+use api::{
+    registry::{Kind, Part, by_plural},
+    status::{Reason, Status},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    App, Error, admit, body,
+    objects::Spot,
+    options::{DryRun, FieldValidation},
+};
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Where this server can be reached.
+#[derive(Clone, Copy, Debug)]
+pub struct Advertised {
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
+    for name in NAMESPACES {
+        ensure(app, "", "namespaces", "", json!({"metadata": {"name": name}})).await?;
+    }
+    ensure(app, "", "services", "default", service(app, advertised)).await?;
+    if advertised.address.is_loopback() || advertised.address.is_unspecified() {
+        tracing::warn!("pods cannot reach the server at {}: set --advertise-address", advertised.address);
+        return Ok(());
+    }
+    replace(app, "", "endpoints", endpoints(advertised)).await?;
+    replace(app, "discovery.k8s.io", "endpointslices", endpoint_slice(advertised)).await
+}
+
+fn service(app: &App, advertised: Advertised) -> Value {
+    json!({
+        "metadata": {"name": "kubernetes", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": app.ranges.services.nth(1).to_string(),
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": advertised.port}],
+            "sessionAffinity": "None",
+        },
+    })
+}
+
+fn endpoints(Advertised { address, port }: Advertised) -> Value {
+    json!({
+        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{
+            "addresses": [{"ip": address.to_string()}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }],
+    })
+}
+
+fn endpoint_slice(Advertised { address, port }: Advertised) -> Value {
+    json!({
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+    })
+}
+
+/// The kind, and the object in its form.
+fn object(group: &str, plural: &str, mut object: Value) -> Result<(&'static Kind, Value), Error> {
+    let subject = format!("{plural} {}", api::meta::name(&object));
+    let fail = |what: String| Error::Bootstrap { object: subject.clone(), what };
+    let kind = by_plural(group, "v1", plural).ok_or_else(|| fail("the kind is not served".into()))?;
+    body::check(kind, &mut object, Vec::new(), FieldValidation::Ignore).map_err(|s| fail(s.message))?;
+    Ok((kind, object))
+}
+
+fn fail(kind: &Kind, object: &Value, status: Status) -> Error {
+    Error::Bootstrap { object: format!("{} {}", kind.resource(), api::meta::name(object)), what: status.message }
+}
+
+async fn ensure(app: &App, group: &str, plural: &str, namespace: &str, value: Value) -> Result<(), Error> {
+    let (kind, value) = object(group, plural, value)?;
+    if app.find(kind, namespace, api::meta::name(&value)).is_some() {
+        return Ok(());
+    }
+    match app.create(kind, namespace, value.clone(), DryRun::No).await {
+        Ok(_) => Ok(()),
+        // Another server was quicker.
+        Err(status) if status.reason == Reason::AlreadyExists => Ok(()),
+        Err(status) => Err(fail(kind, &value, status)),
+    }
+}
+
+/// Like [`ensure`], in the default namespace, and brings an existing object up to date.
+async fn replace(app: &App, group: &str, plural: &str, value: Value) -> Result<(), Error> {
+    ensure(app, group, plural, "default", value.clone()).await?;
+    let (kind, value) = object(group, plural, value)?;
+    let spot = Spot { kind, namespace: "default", name: api::meta::name(&value), dry_run: DryRun::No };
+    let updated = app.update(spot, |old| admit::update(kind, value.clone(), old, Part::Main)).await;
+    updated.map(drop).map_err(|status| fail(kind, &value, status))
+}

@@ -1,0 +1,33 @@
+//! Why the API server cannot start or go on; what a single request is refused for is a `Status` and lives in
+//! [`crate::failure`].
+
+use std::{net::SocketAddr, path::PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {action} {}: check that the directory exists, is on a disk with free space, and belongs to this user, or choose another with --data-dir", path.display())]
+    File { action: &'static str, path: PathBuf, source: std::io::Error },
+
+    #[error("{} is damaged ({what}): restore it from a backup, or remove it to have a new one made", path.display())]
+    Damaged { path: PathBuf, what: String },
+
+    #[error("cannot issue a certificate for {subject}")]
+    Issue { subject: String, source: rcgen::Error },
+
+    #[error("cannot set up TLS: {what}")]
+    Tls { what: String },
+
+    #[error("--token {what}")]
+    Token { what: String },
+
+    #[error("--{flag} {value}: {what}")]
+    Flag { flag: &'static str, value: String, what: &'static str },
+
+    #[error(
+        "cannot listen on {address}: is another server running there? Stop it, or choose another address with --bind"
+    )]
+    Listen { address: SocketAddr, source: std::io::Error },
+
+    #[error("cannot create the bootstrap object {object}: {what}")]
+    Bootstrap { object: String, what: String },
+}

@@ -1,0 +1,309 @@
+//! Objects in the store: each change is read, decided and committed against what was read, and tried again when
+//! somebody else was quicker.
+
+use api::{
+    meta,
+    registry::{self, Kind},
+    status::Status,
+};
+use bytes::Bytes;
+use serde_json::Value;
+use store::{Compare, KeyValue, LeaseId, Op, Snapshot, Txn};
+use tokio::time::{Duration, Instant, timeout};
+
+use crate::{
+    App, admit,
+    admit::{DeleteOptions, Deleted, Updated},
+    allocate, clock, entropy, keys,
+    options::{At, DryRun},
+    stored,
+};
+
+/// Attempts against concurrent writers. Each lost one means that somebody else's write went through.
+const MAX_TRIES: usize = 32;
+/// How long a read waits for a revision that this server has not seen yet.
+const REVISION_WAIT: Duration = Duration::from_secs(3);
+/// Events are kept as long as upstream keeps them.
+const EVENT_LIFE: Duration = Duration::from_secs(3600);
+/// Events share a lease for so long: one lease a minute instead of one an event.
+const EVENT_LEASE_SHARE: Duration = Duration::from_secs(60);
+
+/// An object as stored, or as it would have been.
+pub struct Stored {
+    pub value: Bytes,
+    pub revision: u64,
+}
+
+/// What a delete left.
+pub enum Gone {
+    /// The object as it was.
+    Removed(Value),
+    /// It is still there, marked.
+    Waiting(Stored),
+}
+
+/// Which object, and whether to mean it.
+#[derive(Clone, Copy)]
+pub struct Spot<'a> {
+    /// The kind under which the object is stored.
+    pub kind: &'static Kind,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub dry_run: DryRun,
+}
+
+impl Spot<'_> {
+    fn key(&self) -> Bytes {
+        keys::object(self.kind, self.namespace, self.name)
+    }
+
+    fn not_found(&self) -> Status {
+        Status::not_found(self.kind, self.name)
+    }
+}
+
+pub fn store_failure(error: store::Error) -> Status {
+    use store::Error::{Closed, Compacted, Fatal, Future, LeaderChanged, Timeout, TooLarge, Unavailable};
+    match error {
+        Compacted { .. } => Status::expired(format!("the requested revision is too old: {error}")),
+        Future { requested, current } => Status::revision_too_large(requested, current, 1),
+        TooLarge { limit, .. } => Status::request_entity_too_large(limit),
+        Unavailable | Closed | Fatal { .. } => Status::service_unavailable(error.to_string()).retry_after(1),
+        Timeout { .. } | LeaderChanged { .. } => Status::timeout(error.to_string(), 1),
+        other => Status::internal(other),
+    }
+}
+
+impl App {
+    /// The state that a read asks for.
+    pub async fn snapshot(&self, at: At) -> Result<Snapshot, Status> {
+        match at {
+            At::Any => Ok(self.store.snapshot()),
+            At::Latest => {
+                self.store.read_barrier().await.map_err(store_failure)?;
+                Ok(self.store.snapshot())
+            }
+            At::NotOlderThan(revision) => self.snapshot_since(revision).await,
+            At::Exact(revision) => {
+                let newest = self.snapshot_since(revision).await?;
+                if newest.revision() == revision {
+                    return Ok(newest);
+                }
+                self.store.snapshot_at(revision).map_err(store_failure)
+            }
+        }
+    }
+
+    async fn snapshot_since(&self, revision: u64) -> Result<Snapshot, Status> {
+        let snapshot = self.store.snapshot();
+        if snapshot.revision() >= revision {
+            return Ok(snapshot);
+        }
+        let arrives = async {
+            let mut watcher = self.store.watch(Bytes::new(), Bytes::new(), revision).map_err(store_failure)?;
+            loop {
+                let snapshot = self.store.snapshot();
+                if snapshot.revision() >= revision {
+                    return Ok(snapshot);
+                }
+                if watcher.next().await.is_err() {
+                    return Err(Status::service_unavailable("the server is stopping").retry_after(1));
+                }
+            }
+        };
+        match timeout(REVISION_WAIT, arrives).await {
+            Ok(arrived) => arrived,
+            Err(_) => Err(Status::revision_too_large(revision, self.store.snapshot().revision(), 1)),
+        }
+    }
+
+    /// The newest version of an object.
+    pub fn find(&self, kind: &'static Kind, namespace: &str, name: &str) -> Option<Value> {
+        let snapshot = self.store.snapshot();
+        let kv = snapshot.get(&keys::object(kind, namespace, name))?;
+        stored::decode(&kv.value, kv.mod_revision).ok()
+    }
+
+    pub async fn create(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        body: Value,
+        dry_run: DryRun,
+    ) -> Result<Stored, Status> {
+        let generated = meta::name(&body).is_empty();
+        for _ in 0..MAX_TRIES {
+            let snapshot = self.store.snapshot();
+            let (uid, random) = (entropy::uid(), entropy::bytes::<8>());
+            let birth = admit::Birth { uid: &uid, now: clock::seconds(), random: &random };
+            let mut object = admit::create(kind, namespace, body.clone(), birth)?;
+            let name = meta::name(&object).to_owned();
+            let key = keys::object(kind, namespace, &name);
+            let exists = snapshot.get(&key).is_some();
+            if exists && generated {
+                continue;
+            }
+            let home = home(&snapshot, kind, namespace, &name)?;
+            if exists {
+                return Err(Status::already_exists(kind, &name));
+            }
+            let claims = self.claims(kind, &snapshot, None, Some(&mut object))?;
+            let value = stored::encode(&object);
+            if dry_run == DryRun::All {
+                return Ok(Stored { value, revision: snapshot.revision() });
+            }
+            let mut txn = Txn::default();
+            txn.compare.push(Compare::ModRevision { key: key.clone(), equals: 0 });
+            txn.compare.extend(home);
+            txn.compare.extend(claims.compare);
+            txn.then.push(Op::Put { key, value: value.clone(), lease: self.lease(kind).await? });
+            txn.then.extend(claims.ops);
+            let result = self.store.txn(txn).await.map_err(store_failure)?;
+            if result.succeeded {
+                return Ok(Stored { value, revision: result.revision });
+            }
+        }
+        Err(too_busy(kind))
+    }
+
+    /// Changes an object by `change`, which is asked again when the object changed in between.
+    pub async fn update(
+        &self,
+        spot: Spot<'_>,
+        mut change: impl FnMut(&Value) -> Result<Updated, Status>,
+    ) -> Result<Stored, Status> {
+        let key = spot.key();
+        for _ in 0..MAX_TRIES {
+            let snapshot = self.store.snapshot();
+            let kv = snapshot.get(&key).ok_or_else(|| spot.not_found())?;
+            let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
+            let (mut new, remove) = match change(&old)? {
+                Updated::Unchanged => return Ok(Stored { value: kv.value.clone(), revision: kv.mod_revision }),
+                Updated::Put(new) => (new, false),
+                Updated::Remove(new) => (new, true),
+            };
+            let claims = self.claims(spot.kind, &snapshot, Some(&old), (!remove).then_some(&mut new))?;
+            let value = stored::encode(&new);
+            if value == kv.value && !remove || spot.dry_run == DryRun::All {
+                return Ok(Stored { value, revision: kv.mod_revision });
+            }
+            let write = match remove {
+                true => Op::Delete { start: key.clone(), end: None },
+                false => Op::Put { key: key.clone(), value: value.clone(), lease: self.lease(spot.kind).await? },
+            };
+            if let Some(revision) = self.commit(kv, write, claims).await? {
+                return Ok(Stored { value, revision });
+            }
+        }
+        Err(too_busy(spot.kind))
+    }
+
+    pub async fn delete(&self, spot: Spot<'_>, options: &DeleteOptions) -> Result<Gone, Status> {
+        let key = spot.key();
+        refuse_protected(spot.kind, spot.name)?;
+        for _ in 0..MAX_TRIES {
+            let snapshot = self.store.snapshot();
+            let kv = snapshot.get(&key).ok_or_else(|| spot.not_found())?;
+            let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
+            let marked = match admit::delete(spot.kind, &old, options, clock::seconds())? {
+                Deleted::Already => {
+                    return Ok(Gone::Waiting(Stored { value: kv.value.clone(), revision: kv.mod_revision }));
+                }
+                Deleted::Mark(marked) => Some(marked),
+                Deleted::Remove => None,
+            };
+            let value = marked.as_ref().map(stored::encode);
+            if spot.dry_run == DryRun::All {
+                return Ok(match value {
+                    Some(value) => Gone::Waiting(Stored { value, revision: kv.mod_revision }),
+                    None => Gone::Removed(old),
+                });
+            }
+            let (write, claims) = match &value {
+                Some(value) => {
+                    (Op::Put { key: key.clone(), value: value.clone(), lease: kv.lease }, allocate::Claims::default())
+                }
+                None => {
+                    (Op::Delete { start: key.clone(), end: None }, self.claims(spot.kind, &snapshot, Some(&old), None)?)
+                }
+            };
+            if let Some(revision) = self.commit(kv, write, claims).await? {
+                return Ok(match value {
+                    Some(value) => Gone::Waiting(Stored { value, revision }),
+                    None => Gone::Removed(old),
+                });
+            }
+        }
+        Err(too_busy(spot.kind))
+    }
+
+    /// Writes if the object is still as it was read, and says at which revision.
+    async fn commit(&self, read: &KeyValue, write: Op, claims: allocate::Claims) -> Result<Option<u64>, Status> {
+        let mut txn = Txn::default();
+        txn.compare.push(Compare::ModRevision { key: read.key.clone(), equals: read.mod_revision });
+        txn.compare.extend(claims.compare);
+        txn.then.push(write);
+        txn.then.extend(claims.ops);
+        let result = self.store.txn(txn).await.map_err(store_failure)?;
+        Ok(result.succeeded.then_some(result.revision))
+    }
+
+    fn claims(
+        &self,
+        kind: &'static Kind,
+        snapshot: &Snapshot,
+        old: Option<&Value>,
+        new: Option<&mut Value>,
+    ) -> Result<allocate::Claims, Status> {
+        if !allocate::is_service(kind) {
+            return Ok(allocate::Claims::default());
+        }
+        let taken = |key: &[u8]| snapshot.get(key).is_some();
+        allocate::settle(kind, &self.ranges, old, new, &taken, entropy::number())
+    }
+
+    /// The lease that lets a kind's objects expire, for those that do.
+    async fn lease(&self, kind: &'static Kind) -> Result<Option<LeaseId>, Status> {
+        if kind.kind != "Event" {
+            return Ok(None);
+        }
+        let mut current = self.event_lease.lock().await;
+        if let Some((granted, id)) = *current
+            && granted.elapsed() < EVENT_LEASE_SHARE
+        {
+            return Ok(Some(id));
+        }
+        let id = self.store.lease_grant(EVENT_LIFE + EVENT_LEASE_SHARE).await.map_err(store_failure)?;
+        *current = Some((Instant::now(), id));
+        Ok(Some(id))
+    }
+}
+
+fn too_busy(kind: &Kind) -> Status {
+    let why = format!("too many writers change these {} at once, please try again", kind.resource());
+    Status::too_many_requests(why, 1)
+}
+
+/// What a new object's namespace must still be at the commit.
+fn home(snapshot: &Snapshot, kind: &'static Kind, namespace: &str, name: &str) -> Result<Option<Compare>, Status> {
+    if !kind.namespaced() {
+        return Ok(None);
+    }
+    let Some(namespaces) = registry::by_plural("", "v1", "namespaces") else { return Ok(None) };
+    let key = keys::object(namespaces, "", namespace);
+    let kv = snapshot.get(&key).ok_or_else(|| Status::not_found(namespaces, namespace))?;
+    let object: Value = serde_json::from_slice(&kv.value).map_err(Status::internal)?;
+    if meta::deletion_timestamp(&object).is_some() {
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        return Err(Status::forbidden(kind, name, &why));
+    }
+    Ok(Some(Compare::ModRevision { key, equals: kv.mod_revision }))
+}
+
+/// Namespaces that the cluster itself lives in.
+fn refuse_protected(kind: &Kind, name: &str) -> Result<(), Status> {
+    if kind.group.is_empty() && kind.kind == "Namespace" && matches!(name, "default" | "kube-system" | "kube-public") {
+        return Err(Status::forbidden(kind, name, "this namespace may not be deleted"));
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! `minik8s agent`: one node.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::{flags, stop};
+
+pub async fn run(flags: flags::Agent) -> Result<()> {
+    let config = config(flags.join, flags.token, flags.data.data_dir, flags.node)?;
+    let agent = tokio::select! {
+        agent = node::Agent::start(config) => agent.context("start the agent")?,
+        asked = stop::asked() => return asked,
+    };
+    stop::asked().await?;
+    agent.stop().await;
+    Ok(())
+}
+
+/// The node's settings from the flags that `agent` and `dev` share.
+pub fn config(join: Vec<String>, token: Option<String>, data_dir: PathBuf, flags: flags::Node) -> Result<node::Config> {
+    let node_name = match flags.node_name {
+        Some(name) => name,
+        None => hostname().context("find the host's name: give --node-name")?,
+    };
+    Ok(node::Config {
+        join,
+        token,
+        data_dir,
+        run_dir: flags.run_dir,
+        node_name,
+        node_ip: flags.node_ip,
+        labels: flags.node_label,
+        taints: flags.node_taint,
+        registries: flags.registries,
+    })
+}
+
+fn hostname() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
+    Ok(name.trim().to_lowercase())
+}

@@ -1,0 +1,49 @@
+//! `minik8s dev`: a whole cluster in this process, until Ctrl-C.
+
+use anyhow::{Context, Result};
+
+use crate::{
+    agent, flags,
+    server::{Config, ControlPlane},
+    stop,
+};
+
+/// The address at which the agent in this process reaches the server.
+const LOOPBACK: &str = "127.0.0.1";
+
+pub async fn run(flags: flags::Dev) -> Result<()> {
+    let config = Config {
+        data_dir: flags.data.data_dir.clone(),
+        bind: flags.bind,
+        advertise_address: flags.node.node_ip,
+        token: None,
+        tls_sans: Vec::new(),
+        networks: flags.networks,
+    };
+    let control_plane = ControlPlane::start(config).await?;
+    let kubeconfig = control_plane.server.kubeconfig_path();
+    let join = format!("https://{LOOPBACK}:{}", flags.bind.port());
+    let token = control_plane.server.join_token();
+    let node = agent::config(vec![join], Some(token), flags.data.data_dir, flags.node)?;
+    let name = node.node_name.clone();
+    let agent = tokio::select! {
+        agent = node::Agent::start(node) => agent.context("start the node")?,
+        asked = stop::asked() => return asked.and(control_plane.stop().await),
+    };
+    println!("kubeconfig: {}", kubeconfig.display());
+    println!("node {name} is starting. In another terminal:");
+    println!("  export KUBECONFIG={}", kubeconfig.display());
+    println!("  kubectl get nodes");
+    println!("  kubectl create deployment web --image=nginx && kubectl get pods -o wide");
+    println!("Ctrl-C ends the cluster{}.", if flags.keep { ", but not its pods" } else { " and its pods; its objects stay in the data directory" });
+    let ended = tokio::select! {
+        asked = stop::asked() => asked,
+        reason = control_plane.store.ended() => Err(reason).context("the store ended"),
+    };
+    if flags.keep {
+        agent.stop().await;
+    } else {
+        agent.remove_all().await;
+    }
+    ended.and(control_plane.stop().await)
+}

@@ -1,0 +1,257 @@
+//! The command line, the environment and the config file, in this order of precedence.
+//!
+//! A config file holds flags by their names, as YAML. It is turned into arguments for those flags that neither the
+//! command line nor the environment gives, so that one parser knows all names and types.
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource};
+use serde_json::Value;
+
+/// A small Kubernetes-compatible cluster: API server, store, scheduler, controllers and nodes in one binary.
+#[derive(Parser, Debug)]
+#[command(name = "minik8s", version, disable_help_subcommand = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the control plane.
+    Server(Server),
+    /// Run a node.
+    Agent(Agent),
+    /// Run a whole cluster in this process, until Ctrl-C.
+    Dev(Dev),
+    /// Print the token with which agents join.
+    Token(DataDir),
+    /// Look after a node's images.
+    Image(Image),
+    /// Print the version.
+    Version,
+    /// Print a completion script for a shell.
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Args, Debug)]
+pub struct DataDir {
+    /// Where everything durable is kept.
+    #[arg(long, env = "MINIK8S_DATA_DIR", default_value = "/var/lib/minik8s", value_name = "DIR")]
+    pub data_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Server {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// The address that the API server listens on.
+    #[arg(long, env = "MINIK8S_BIND", default_value = "0.0.0.0:6443", value_name = "ADDRESS:PORT")]
+    pub bind: SocketAddr,
+    /// The address that nodes and clients reach this server at; found by itself when not given.
+    #[arg(long, env = "MINIK8S_ADVERTISE_ADDRESS", value_name = "IP")]
+    pub advertise_address: Option<IpAddr>,
+    /// The secret part of the join token, in place of a random one. It counts at the first start only.
+    #[arg(long, env = "MINIK8S_TOKEN", value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// A further name or address for the server's certificate.
+    #[arg(long, env = "MINIK8S_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    #[command(flatten)]
+    pub networks: Networks,
+    #[command(flatten)]
+    pub config: ConfigFile,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Networks {
+    /// The addresses of pods.
+    #[arg(long, env = "MINIK8S_CLUSTER_CIDR", default_value = "10.244.0.0/16", value_name = "CIDR")]
+    pub cluster_cidr: String,
+    /// The addresses of services.
+    #[arg(long, env = "MINIK8S_SERVICE_CIDR", default_value = "10.96.0.0/16", value_name = "CIDR")]
+    pub service_cidr: String,
+    /// The address of the cluster's DNS server, one of the service addresses.
+    #[arg(long, env = "MINIK8S_CLUSTER_DNS", default_value = "10.96.0.10", value_name = "IP")]
+    pub cluster_dns: IpAddr,
+}
+
+#[derive(Args, Debug)]
+pub struct ConfigFile {
+    /// A YAML file of flags, such as `data-dir: /srv/minik8s`.
+    #[arg(long = "config", env = "MINIK8S_CONFIG", value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Agent {
+    /// The servers to join: `https://HOST:6443`.
+    #[arg(long, env = "MINIK8S_JOIN", value_name = "URL", value_delimiter = ',')]
+    pub join: Vec<String>,
+    /// The join token that the server printed.
+    #[arg(long, env = "MINIK8S_TOKEN", value_name = "TOKEN")]
+    pub token: Option<String>,
+    #[command(flatten)]
+    pub data: DataDir,
+    #[command(flatten)]
+    pub node: Node,
+    #[command(flatten)]
+    pub config: ConfigFile,
+}
+
+#[derive(Args, Debug)]
+pub struct Node {
+    /// Where sockets and mounts live until the next boot.
+    #[arg(long, env = "MINIK8S_RUN_DIR", default_value = "/run/minik8s", value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// The node's name; the host's when not given.
+    #[arg(long, env = "MINIK8S_NODE_NAME", value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The address that other nodes reach this one at; found by itself when not given.
+    #[arg(long, env = "MINIK8S_NODE_IP", value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// A label for the node, `key=value`.
+    #[arg(long, env = "MINIK8S_NODE_LABEL", value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_label: Vec<String>,
+    /// A taint for the node, `key=value:Effect`.
+    #[arg(long, env = "MINIK8S_NODE_TAINT", value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub node_taint: Vec<String>,
+    /// Mirrors and credentials of image registries, in the form of k3s' registries.yaml.
+    #[arg(long, env = "MINIK8S_REGISTRIES", value_name = "FILE")]
+    pub registries: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Dev {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Leave the pods running at the end; the next start takes them over.
+    #[arg(long)]
+    pub keep: bool,
+    /// The address that the API server listens on.
+    #[arg(long, env = "MINIK8S_BIND", default_value = "127.0.0.1:6443", value_name = "ADDRESS:PORT")]
+    pub bind: SocketAddr,
+    #[command(flatten)]
+    pub node: Node,
+    #[command(flatten)]
+    pub networks: Networks,
+    #[command(flatten)]
+    pub config: ConfigFile,
+}
+
+#[derive(Args, Debug)]
+pub struct Image {
+    #[command(flatten)]
+    pub data: DataDir,
+    #[command(subcommand)]
+    pub action: ImageAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ImageAction {
+    /// Take images from an archive of docker save's form, or an OCI layout, packed by tar.
+    Import { file: PathBuf },
+    /// List images.
+    Ls,
+    /// Remove images by name.
+    Rm { images: Vec<String> },
+    /// Remove images that no pod uses.
+    Gc,
+}
+
+/// Reads the command line, the environment, and the config file that either names.
+pub fn parse() -> Result<Command, clap::Error> {
+    parse_from(std::env::args_os().collect())
+}
+
+fn parse_from(words: Vec<OsString>) -> Result<Command, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(&words)?;
+    let Some((name, given)) = matches.subcommand() else { return Ok(Cli::from_arg_matches(&matches)?.command) };
+    let file = given.try_get_one::<PathBuf>("file").ok().flatten();
+    let Some(path) = file.filter(|_| matches!(name, "server" | "agent" | "dev")) else {
+        return Ok(Cli::from_arg_matches(&matches)?.command);
+    };
+    let extra = arguments(name, path, given).map_err(|text| Cli::command().error(ErrorKind::ValueValidation, text))?;
+    // The file's flags come last and only where nothing else was given, so they can neither override nor repeat.
+    let words: Vec<OsString> = words.into_iter().chain(extra.into_iter().map(OsString::from)).collect();
+    Ok(Cli::from_arg_matches(&Cli::command().try_get_matches_from(words)?)?.command)
+}
+
+/// The flags of a config file that were not given otherwise, as arguments.
+fn arguments(subcommand: &str, path: &Path, given: &ArgMatches) -> Result<Vec<String>, String> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path).map_err(|e| format!("--config {shown}: {e}"))?;
+    let parsed: Value = serde_saphyr::from_str(&text).map_err(|e| format!("--config {shown}: {e}"))?;
+    let flags = match parsed {
+        Value::Object(flags) => flags,
+        Value::Null => return Ok(Vec::new()),
+        _ => return Err(format!("--config {shown}: a map of flags is expected, such as `data-dir: /srv/minik8s`")),
+    };
+    let cli = Cli::command();
+    let known = cli.find_subcommand(subcommand).into_iter().flat_map(clap::Command::get_arguments);
+    let known: Vec<&clap::Arg> = known.collect();
+    let mut out = Vec::new();
+    for (flag, value) in flags {
+        let arg = known.iter().find(|a| a.get_long() == Some(&flag) && flag != "config");
+        let arg = arg.ok_or_else(|| format!("--config {shown}: {subcommand} has no flag named {flag:?}"))?;
+        let source = given.value_source(arg.get_id().as_str());
+        if matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable)) {
+            continue;
+        }
+        let values = match value {
+            Value::Array(values) => values,
+            single => vec![single],
+        };
+        for value in values {
+            match value {
+                Value::Bool(true) if !arg.get_action().takes_values() => out.push(format!("--{flag}")),
+                Value::Bool(false) if !arg.get_action().takes_values() => {}
+                Value::String(text) => out.push(format!("--{flag}={text}")),
+                Value::Number(number) => out.push(format!("--{flag}={number}")),
+                other => return Err(format!("--config {shown}: {flag}: {other} is not a value for a flag")),
+            }
+        }
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Command, String> {
+        let words = std::iter::once("minik8s").chain(words.iter().copied()).map(OsString::from).collect();
+        parse_from(words).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_config_file_fills_what_the_command_line_leaves() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, "data-dir: /srv/x\nbind: 127.0.0.1:7000\ntls-san: [a, b]\n").expect("written");
+        let path = file.to_str().expect("UTF-8");
+        let Ok(Command::Server(flags)) = parsed(&["server", "--bind", "127.0.0.1:8000", "--config", path]) else {
+            panic!("a server is expected")
+        };
+        assert_eq!(flags.data.data_dir, PathBuf::from("/srv/x"));
+        assert_eq!(flags.bind.port(), 8000, "the command line wins");
+        assert_eq!(flags.tls_san, ["a", "b"]);
+
+        for (text, part) in [("no-such: 1\n", "no flag named \"no-such\""), ("- a\n", "map of flags"), ("bind: x\n", "--bind")] {
+            std::fs::write(&file, text).expect("written");
+            let error = parsed(&["server", "--config", path]).err().expect("refused");
+            assert!(error.contains(part), "{text:?}: {error}");
+        }
+        std::fs::write(&file, "join: https://m:6443\nkeep: true\n").expect("written");
+        assert!(parsed(&["agent", "--config", path]).is_err_and(|e| e.contains("keep")));
+    }
+}

@@ -1,0 +1,219 @@
+//! What breaks, and what must go on: servers and agents killed, containers killed, a host cut off.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use e2e::{
+    Cluster,
+    cluster::condition,
+    host::{Host, sh},
+    wait::seconds,
+};
+use serde_json::Value;
+
+const WEB_APP: &str = include_str!("../../manifests/web-app.yaml");
+
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Sends requests to a service all the time, from a host, and counts the answers that did not come.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    failed: Arc<AtomicUsize>,
+    thread: thread::JoinHandle<usize>,
+}
+
+impl Traffic {
+    fn start(host: &Host, url: String) -> Traffic {
+        let (stop, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (host, stopped, failures) = (host.clone(), Arc::clone(&stop), Arc::clone(&failed));
+        let thread = thread::spawn(move || {
+            let mut sent = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                sent += 1;
+                if let Err(error) = host.curl(&url) {
+                    eprintln!("request {sent} failed: {error:#}");
+                    failures.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            sent
+        });
+        Traffic { stop, failed, thread }
+    }
+
+    fn end(self) -> Result<(usize, usize)> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.thread.join().map_err(|_| anyhow::anyhow!("the traffic thread panicked"))?;
+        Ok((sent, self.failed.load(Ordering::Relaxed)))
+    }
+}
+
+/// Every acknowledged object is there after kill -9, none twice, and traffic never stopped.
+#[test]
+fn killed_server_loses_nothing() -> Result<()> {
+    let mut cluster = Cluster::start("kills", &["a", "b"])?;
+    cluster.apply(WEB_APP)?;
+    cluster.pods_ready("app=web-app", 2, seconds(60))?;
+    let service = cluster.get("service web-app-service")?;
+    let url = format!("http://{}/", text(&service[0], "/spec/clusterIP"));
+    cluster.wait("answer from the service", seconds(20), || cluster.workers[0].host.curl(&url).map(Some))?;
+    let traffic = Traffic::start(&cluster.workers[0].host, url);
+
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = (0..10)
+        .map(|writer| {
+            let mut command = cluster.kubectl_command();
+            let acknowledged = Arc::clone(&acknowledged);
+            let manifest: String = (0..20)
+                .map(|i| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: w{writer}-{i}}}\n---\n"))
+                .collect();
+            let file = cluster.path(&format!("w{writer}.yaml"));
+            thread::spawn(move || -> Result<Vec<String>> {
+                std::fs::write(&file, manifest)?;
+                let mut child = command
+                    .args(["create", "-o", "name", "-f"])
+                    .arg(&file)
+                    .stdout(std::process::Stdio::piped())
+                    .spawn()?;
+                let out = std::io::BufReader::new(child.stdout.take().context("kubectl's output")?);
+                let mut names = Vec::new();
+                for line in std::io::BufRead::lines(out) {
+                    names.push(line?.trim_start_matches("configmap/").to_owned());
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+                child.wait()?;
+                Ok(names)
+            })
+        })
+        .collect();
+    cluster.wait("first half of the creates", seconds(60), || {
+        Ok((acknowledged.load(Ordering::Relaxed) >= 60).then_some(()))
+    })?;
+    cluster.kill_server()?;
+    let mut created = BTreeSet::new();
+    for writer in writers {
+        created.extend(writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??);
+    }
+    cluster.start_server()?;
+    let listed: Vec<String> = cluster.get("configmaps")?.iter().map(|c| text(c, "/metadata/name").to_owned()).collect();
+    let there: BTreeSet<&String> = listed.iter().collect();
+    ensure!(there.len() == listed.len(), "an object is listed twice");
+    let lost: Vec<_> = created.iter().filter(|name| !there.contains(name)).collect();
+    ensure!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+    cluster.wait_nodes_ready()?;
+    // The control plane works again: something new comes up.
+    cluster.kubectl(&["scale", "deployment/web-app", "--replicas=3"])?;
+    cluster.pods_ready("app=web-app", 3, seconds(60))?;
+    let (sent, failed) = traffic.end()?;
+    ensure!(failed == 0 && sent > 0, "{failed} of {sent} requests failed");
+    Ok(())
+}
+
+/// The processes of a node's containers, by their own cgroups.
+fn container_pids(node: &str) -> Result<BTreeSet<u32>> {
+    let line = format!("find /sys/fs/cgroup/pids/minik8s/{node} -path '*pod*' -name cgroup.procs -exec cat {{}} +");
+    let output = std::process::Command::new("sh").args(["-c", &line]).output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(|l| l.parse().ok()).collect())
+}
+
+/// Containers outlive their agent, and are adopted; a container that dies is restarted and counted, later and later.
+#[test]
+fn killed_agent_and_killed_containers() -> Result<()> {
+    let mut cluster = Cluster::start("agent", &["a"])?;
+    cluster.apply(WEB_APP)?;
+    let before = cluster.pods_ready("app=web-app", 2, seconds(60))?;
+    let pids = container_pids("a")?;
+    ensure!(pids.len() >= 2, "{pids:?}");
+    cluster.kill_agent(0)?;
+    ensure!(container_pids("a")? == pids, "the containers went with the agent");
+    cluster.start_agent(0)?;
+    cluster.wait_nodes_ready()?;
+    let after = cluster.pods_ready("app=web-app", 2, seconds(30))?;
+    let ids = |pods: &[Value]| -> BTreeMap<String, String> {
+        pods.iter()
+            .map(|p| {
+                (text(p, "/metadata/uid").to_owned(), text(p, "/status/containerStatuses/0/containerID").to_owned())
+            })
+            .collect()
+    };
+    ensure!(ids(&before) == ids(&after) && container_pids("a")? == pids, "the containers were replaced");
+
+    let name = text(&after[0], "/metadata/name").to_owned();
+    let restarts = |n: i64| {
+        cluster.wait(&format!("restart {n}"), seconds(40), || {
+            let pod = cluster.get(&format!("pod {name}"))?;
+            let count = pod[0]["status"]["containerStatuses"][0]["restartCount"].as_i64();
+            Ok((count == Some(n) && condition(&pod[0], "Ready") == "True").then_some(()))
+        })
+    };
+    // PID 1 of a container ignores a signal from inside that it does not handle: the host kills it.
+    let kill = || {
+        let uid = text(&after[0], "/metadata/uid");
+        sh(&format!(
+            "kill -KILL $(find /sys/fs/cgroup/pids/minik8s/a -path '*{uid}*' -name cgroup.procs -exec cat {{}} + | sort -n | head -1)"
+        ))
+    };
+    kill()?;
+    restarts(1)?;
+    let killed = Instant::now();
+    kill()?;
+    cluster.wait("back-off", seconds(20), || {
+        let listed = cluster.kubectl(&["get", "pod", &name])?;
+        Ok(listed.contains("CrashLoopBackOff").then_some(()))
+    })?;
+    restarts(2)?;
+    ensure!(killed.elapsed() >= seconds(5), "the second restart came after {:?}", killed.elapsed());
+    Ok(())
+}
+
+/// A host cut off: NotReady, out of its services, its pods replaced; healed, it comes back by itself.
+#[test]
+fn cut_off_host_is_replaced_and_comes_back() -> Result<()> {
+    let cluster = Cluster::start("cut", &["a", "b"])?;
+    let short = "tolerations:
+        - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
+        - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 5}
+      containers:";
+    cluster.apply(&WEB_APP.replacen("containers:", short, 1))?;
+    let pods = cluster.pods_ready("app=web-app", 2, seconds(60))?;
+    let on_b = pods.iter().find(|p| text(p, "/spec/nodeName") == "b").context("a pod on b")?;
+    let (name, ip) = (text(on_b, "/metadata/name").to_owned(), text(on_b, "/status/podIP").to_owned());
+
+    cluster.network.link("b", "down")?;
+    let cut = Instant::now();
+    cluster.wait("NotReady", seconds(60), || {
+        let nodes = cluster.get("node b")?;
+        Ok((condition(&nodes[0], "Ready") == "Unknown").then_some(()))
+    })?;
+    ensure!(cut.elapsed() <= seconds(46), "NotReady after {:?}", cut.elapsed());
+    cluster.wait("endpoints without b", seconds(20), || {
+        let endpoints = cluster.get("endpoints web-app-service")?;
+        let ready = endpoints[0]["subsets"][0]["addresses"].as_array().cloned().unwrap_or_default();
+        Ok((!ready.is_empty() && ready.iter().all(|a| a["ip"] != ip.as_str())).then_some(()))
+    })?;
+    cluster.wait("replacement on a", seconds(60), || {
+        let pods = cluster.get("pods -l app=web-app")?;
+        let on_a = pods.iter().filter(|p| text(p, "/spec/nodeName") == "a" && condition(p, "Ready") == "True").count();
+        Ok((on_a == 2).then_some(()))
+    })?;
+
+    cluster.network.link("b", "up")?;
+    cluster.wait_nodes_ready()?;
+    cluster.wait("end of the old pod", seconds(60), || {
+        let pods = cluster.get("pods -l app=web-app")?;
+        Ok((pods.len() == 2 && pods.iter().all(|p| text(p, "/metadata/name") != name)).then_some(()))
+    })?;
+    cluster.wait("end of its processes", seconds(30), || Ok(container_pids("b")?.is_empty().then_some(())))?;
+    let node = cluster.get("node b")?;
+    ensure!(node[0]["spec"]["taints"].is_null(), "{}", node[0]["spec"]);
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! A server and two workers on three hosts, driven by stock kubectl.
+
+mod bad_input;
+mod faults;
+mod kubectl;
+mod web_app;

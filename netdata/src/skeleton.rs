@@ -1,0 +1,100 @@
+//! The part of the table that depends on the node alone: base chains, empty maps, and what is masqueraded.
+
+use std::{fmt::Write, net::Ipv4Addr};
+
+use crate::{
+    batch::TABLE,
+    cidr::Cidr,
+    links::{BRIDGE, VXLAN},
+    ruleset::{Face, Ruleset},
+};
+
+/// What the skeleton depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skeleton {
+    pub cluster_cidr: Cidr,
+    pub service_cidr: Cidr,
+    pub cluster_dns: Ipv4Addr,
+}
+
+/// One transaction that puts the whole table in place of whatever was there under its name. Deleting what may be
+/// absent is an error, hence the first line.
+pub fn replace(skeleton: &Skeleton, ruleset: &Ruleset) -> String {
+    let mut text = format!("add table {TABLE}\ndelete table {TABLE}\n");
+    text.push_str(&declare(skeleton));
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{}", ruleset.full());
+    text
+}
+
+/// Takes the table away, if it is there.
+pub fn remove() -> String {
+    format!("add table {TABLE}\ndelete table {TABLE}\n")
+}
+
+fn declare(skeleton: &Skeleton) -> String {
+    let Skeleton { cluster_cidr, service_cidr, cluster_dns } = skeleton;
+    let mut maps = String::new();
+    for face in Face::ALL {
+        let _ = writeln!(maps, "  map {} {{ type {} : verdict; }}", face.name(), face.key_type());
+    }
+    let vip = Face::Vip.lookup();
+    let node = Face::Node.lookup();
+    // `services` is asked in both hooks: what arrives, and what this host itself sends.
+    //
+    // A caller within the cluster (a pod, or this host) is never asked for its policy towards outsiders.
+    //
+    // What is called under the service network and has no entry is nobody's: the caller is told so at once.
+    //
+    // Masqueraded is, in this order: a pod that reached itself through a service, for it would answer itself without
+    // our seeing it; a pod that calls out of the cluster; and a caller from outside whom a service sent on to another
+    // node, for the answer must come back this way. To this node's own pods the caller's address stays as it is.
+    //
+    // The vxlan device has less room than a pod's link: TCP is told at once instead of by an ICMP error.
+    format!(
+        "table {TABLE} {{
+{maps}  set hairpin {{ type ipv4_addr . ipv4_addr; }}
+  chain refuse {{
+    meta l4proto tcp reject with tcp reset
+    reject with icmp port-unreachable
+  }}
+  chain outside {{
+    {vip} vmap @{vip_outside}
+    fib daddr type local {node} vmap @{node_outside}
+  }}
+  chain services {{
+    ip daddr {cluster_dns} return
+    ip saddr != {cluster_cidr} fib saddr type != local jump outside
+    {vip} vmap @{vip_map}
+    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto refuse
+    ip daddr != 127.0.0.0/8 fib daddr type local {node} vmap @{node_map}
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    jump services
+  }}
+  chain output {{
+    type nat hook output priority -100; policy accept;
+    jump services
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname \"lo\" return
+    ct status dnat ip saddr . ip daddr @hairpin masquerade
+    oifname \"{BRIDGE}\" return
+    ip saddr {cluster_cidr} ip daddr != {cluster_cidr} ip daddr != 224.0.0.0/4 masquerade
+    ct status dnat ip saddr != {cluster_cidr} masquerade
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    oifname \"{VXLAN}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
+    iifname \"{VXLAN}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
+  }}
+}}
+",
+        vip_outside = Face::VipOutside.name(),
+        node_outside = Face::NodeOutside.name(),
+        vip_map = Face::Vip.name(),
+        node_map = Face::Node.name(),
+    )
+}

@@ -1,0 +1,91 @@
+//! Consensus: the loop around raft-rs, on a thread of its own, with the log's and the checkpoint's beside it.
+//!
+//! Modules, in reading order: `driver` the loop, `pending` who waits for what, `storage` what raft-rs reads,
+//! `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between threads.
+
+mod driver;
+mod keeper;
+mod logger;
+mod pending;
+mod queue;
+mod recover;
+mod storage;
+mod writer;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Message};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+pub use self::{
+    queue::Queue,
+    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, start},
+};
+use crate::{
+    Error,
+    mvcc::{Answer, Members},
+};
+
+/// Brings messages to other members. It may lose and reorder them; it must not deliver one twice, as a proposal
+/// that a follower passed on would be carried out twice.
+pub trait Transport: Send {
+    fn send(&mut self, message: Message);
+}
+
+/// For a member that is alone.
+#[derive(Debug)]
+pub struct NoPeers;
+
+impl Transport for NoPeers {
+    fn send(&mut self, _message: Message) {}
+}
+
+/// Everything that can happen to the driver.
+#[derive(Debug)]
+pub enum Input {
+    Propose(Proposed),
+    /// Someone waits for a moment from which the applied state is linearizable.
+    Read(oneshot::Sender<Result<(), Error>>),
+    #[cfg_attr(not(test), expect(dead_code, reason = "other members come with the transport over HTTP"))]
+    Message(Box<Message>),
+    /// The log has everything up to this Ready on disk; its messages may go out.
+    Persisted {
+        number: u64,
+        messages: Vec<Message>,
+    },
+    /// A snapshot was written and the log cut behind it.
+    Purged {
+        index: u64,
+        snapshot_bytes: u64,
+    },
+    Failed(Error),
+    Stop(Option<oneshot::Sender<()>>),
+}
+
+#[derive(Debug)]
+pub struct Proposed {
+    pub data: Bytes,
+    pub operation: &'static str,
+    pub answer: oneshot::Sender<Result<Answer, Error>>,
+    /// Held until the proposal is decided: it bounds how much can be under way.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+impl From<&Members> for ConfState {
+    fn from(members: &Members) -> ConfState {
+        ConfState {
+            voters: members.voters.clone(),
+            learners: members.learners.clone(),
+            voters_outgoing: members.voters_outgoing.clone(),
+            learners_next: members.learners_next.clone(),
+            auto_leave: members.auto_leave,
+            ..ConfState::default()
+        }
+    }
+}
+
+impl From<ConfState> for Members {
+    fn from(state: ConfState) -> Members {
+        let ConfState { voters, learners, voters_outgoing, learners_next, auto_leave, .. } = state;
+        Members { voters, learners, voters_outgoing, learners_next, auto_leave }
+    }
+}

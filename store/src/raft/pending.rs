@@ -1,0 +1,139 @@
+//! Who waits for what: proposals for their entries, readers for a confirmed index.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::Proposed;
+use crate::{Error, mvcc::Answer};
+
+/// After this long a caller is told that the outcome is unknown.
+const PROPOSAL_WAIT: Duration = Duration::from_secs(10);
+/// A read whose confirmation does not come is asked for anew after this, and given up after `READ_WAIT`.
+const READ_RETRY: Duration = Duration::from_millis(300);
+const READ_WAIT: Duration = Duration::from_secs(5);
+
+struct Waiting {
+    operation: &'static str,
+    answer: oneshot::Sender<Result<Answer, Error>>,
+    _permit: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+/// Proposals under way. Bounded by the permits they hold.
+#[derive(Default)]
+pub struct Proposals {
+    waiting: HashMap<u64, Waiting>,
+    /// Deadlines in the order they were set, which is the order they pass.
+    deadlines: VecDeque<(Duration, u64)>,
+}
+
+impl Proposals {
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub fn add(&mut self, id: u64, now: Duration, proposed: Proposed) {
+        let Proposed { operation, answer, permit, .. } = proposed;
+        self.waiting.insert(id, Waiting { operation, answer, _permit: permit });
+        self.deadlines.push_back((now + PROPOSAL_WAIT, id));
+    }
+
+    pub fn answer(&mut self, id: u64, answer: Result<Answer, Error>) {
+        if let Some(waiting) = self.waiting.remove(&id) {
+            // Whoever asked may have gone; the write stands all the same.
+            let _ = waiting.answer.send(answer);
+        }
+        while self.deadlines.front().is_some_and(|(_, id)| !self.waiting.contains_key(id)) {
+            self.deadlines.pop_front();
+        }
+    }
+
+    pub fn expire(&mut self, now: Duration) {
+        while let Some(&(deadline, id)) = self.deadlines.front() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop_front();
+            if let Some(Waiting { operation, answer, .. }) = self.waiting.remove(&id) {
+                let _ = answer.send(Err(Error::Timeout { operation, waited: PROPOSAL_WAIT }));
+            }
+        }
+    }
+
+    pub fn fail_all(&mut self, error: impl Fn(&'static str) -> Error) {
+        self.deadlines.clear();
+        for (_, Waiting { operation, answer, .. }) in self.waiting.drain() {
+            let _ = answer.send(Err(error(operation)));
+        }
+    }
+}
+
+type Reader = oneshot::Sender<Result<(), Error>>;
+
+/// Readers, in rounds: all who came while one round was under way share the next.
+#[derive(Default)]
+pub struct Readers {
+    /// Since when the first of them waits.
+    waiting: Vec<(Duration, Reader)>,
+    round: Option<Round>,
+    /// Confirmed at an index that is not applied yet.
+    confirmed: Vec<(u64, Vec<(Duration, Reader)>)>,
+    next: u64,
+}
+
+struct Round {
+    context: u64,
+    asked: Duration,
+    readers: Vec<(Duration, Reader)>,
+}
+
+impl Readers {
+    pub fn add(&mut self, now: Duration, reader: Reader) {
+        self.waiting.push((now, reader));
+    }
+
+    /// The context to ask a confirmation with, where one is due. Contexts are never used twice.
+    pub fn begin(&mut self, now: Duration) -> Option<u64> {
+        if self.round.as_ref().is_some_and(|round| now < round.asked + READ_RETRY) {
+            return None;
+        }
+        // Readers of an unanswered round go into the next.
+        let mut readers = self.round.take().map(|round| round.readers).unwrap_or_default();
+        readers.append(&mut self.waiting);
+        let (late, readers): (Vec<_>, Vec<_>) = readers.into_iter().partition(|(since, _)| *since + READ_WAIT < now);
+        for (_, reader) in late {
+            let _ = reader.send(Err(Error::Timeout { operation: "read", waited: READ_WAIT }));
+        }
+        if readers.is_empty() {
+            return None;
+        }
+        self.next += 1;
+        self.round = Some(Round { context: self.next, asked: now, readers });
+        Some(self.next)
+    }
+
+    pub fn confirm(&mut self, context: u64, index: u64) {
+        if let Some(round) = self.round.take_if(|round| round.context == context) {
+            self.confirmed.push((index, round.readers));
+        }
+    }
+
+    pub fn applied(&mut self, index: u64) {
+        for (_, readers) in self.confirmed.extract_if(.., |(needed, _)| *needed <= index) {
+            for (_, reader) in readers {
+                let _ = reader.send(Ok(()));
+            }
+        }
+    }
+
+    pub fn fail_all(&mut self, error: &Error) {
+        let confirmed = self.confirmed.drain(..).flat_map(|(_, readers)| readers);
+        let round = self.round.take().map(|round| round.readers).unwrap_or_default();
+        for (_, reader) in self.waiting.drain(..).chain(round).chain(confirmed) {
+            let _ = reader.send(Err(error.clone()));
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The start: from what lies on the disk to a running driver.
+
+use std::{
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use raft::RawNode;
+use tokio::sync::oneshot;
+
+use super::{
+    Input, Queue, Transport,
+    driver::Driver,
+    keeper::{self, Keeper},
+    logger::logger,
+    storage::RaftStorage,
+    writer::Writer,
+};
+use crate::{
+    Error,
+    checkpoint::Checkpoint,
+    disk::Disk,
+    image,
+    log::{Log, Origin, Place, Recovered, SEGMENT_BYTES, Start, failed},
+    mvcc::{Base, FIRST_REVISION, Image, Limits, Members, Position, State},
+    shared::Shared,
+};
+
+/// Of every 100 ms a tick; a leader that is not heard of for `ELECTION_TICKS` to twice that is replaced.
+pub const TICK: Duration = Duration::from_millis(100);
+const HEARTBEAT_TICKS: usize = 2;
+const ELECTION_TICKS: usize = 10;
+/// One message to a follower; larger ones delay heartbeats.
+const MESSAGE_BYTES: u64 = 1 << 20;
+/// Messages on the way to one follower.
+const INFLIGHT: usize = 256;
+/// Proposals beyond it are refused until some are committed.
+pub const UNCOMMITTED_BYTES: u64 = 64 << 20;
+/// Applied in one go, during which readers wait.
+const COMMITTED_BYTES: u64 = 8 << 20;
+
+/// What a member is made of.
+pub struct Parts {
+    pub member_id: u64,
+    /// Who votes in a group that does not exist yet.
+    pub voters: Vec<u64>,
+    pub limits: Limits,
+    pub disk: Arc<dyn Disk>,
+    pub log_dir: PathBuf,
+    pub snapshot_dir: PathBuf,
+    /// Where sled keeps the checkpoint; none for a member without one.
+    pub checkpoint: Option<PathBuf>,
+    /// Locked, so that no other process uses the same directory.
+    pub lock: Option<PathBuf>,
+    pub transport: Box<dyn Transport>,
+    pub sizes: Sizes,
+}
+
+/// How much of the log is kept where.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub segment: u64,
+    /// The log is cut once it has grown by this much, and by no less than the snapshot that cutting it takes.
+    pub cut_after: u64,
+    /// Applied entries kept in memory for followers that are a little behind.
+    pub tail: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { segment: SEGMENT_BYTES, cut_after: 32 << 20, tail: 4096 }
+    }
+}
+
+impl Parts {
+    /// A group of one that keeps everything on `disk`.
+    pub fn on_disk(member_id: u64, limits: Limits, disk: Arc<dyn Disk>) -> Parts {
+        Parts {
+            member_id,
+            voters: vec![member_id],
+            limits,
+            disk,
+            log_dir: "/log".into(),
+            snapshot_dir: "/snapshot".into(),
+            checkpoint: None,
+            lock: None,
+            transport: Box::new(super::NoPeers),
+            sizes: Sizes::default(),
+        }
+    }
+
+    fn log_place(&self) -> Place {
+        Place { disk: self.disk.clone(), dir: self.log_dir.clone(), segment_bytes: self.sizes.segment }
+    }
+}
+
+/// What the callers of a running member need.
+pub struct Started {
+    pub shared: Arc<Shared>,
+    pub inbox: Arc<Queue<Input>>,
+    /// Resolves when the member can serve.
+    pub ready: oneshot::Receiver<()>,
+}
+
+/// Starts a member.
+pub fn start(parts: Parts) -> Result<Started, Error> {
+    let lock = parts.lock.as_deref().map(lock).transpose()?;
+    let (image, origin, checkpoint, fresh) = load(&parts)?;
+    let position = image.base.position;
+    let at = Start { position, origin };
+    let (log, Recovered { hard_state, entries, torn }) = Log::open(parts.log_place(), at)?;
+    if torn > 0 {
+        tracing::info!(bytes = torn, "the log ended in a batch that was never finished; it is cut off");
+    }
+    let replayed = entries.len();
+    let shared = Arc::new(Shared::new(State::new(image.clone())));
+    shared.gauges.log_bytes(log.bytes());
+    let storage = RaftStorage::new(shared.clone(), hard_state, entries);
+    let config = raft_config(parts.member_id, position.index);
+    let node = RawNode::new(&config, storage, &logger()).map_err(|error| stopped(&error))?;
+
+    let (inbox, jobs) = (Arc::new(Queue::default()), Arc::new(Queue::default()));
+    let writer = Writer {
+        log,
+        disk: parts.disk.clone(),
+        snapshots: parts.snapshot_dir.clone(),
+        jobs: jobs.clone(),
+        inbox: inbox.clone(),
+        shared: shared.clone(),
+    };
+    let (keeper, handle) =
+        Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
+    if fresh {
+        handle.push(keeper::Job::Replace(image));
+    }
+    let threads =
+        vec![spawn("store-log", &inbox, move || writer.run())?, spawn("store-keep", &inbox, move || keeper.run())?];
+    let (opened, ready) = oneshot::channel();
+    let driver = Driver::new(super::driver::Parts {
+        node,
+        shared: shared.clone(),
+        inbox: inbox.clone(),
+        log: jobs,
+        keeper: handle,
+        transport: parts.transport,
+        limits: parts.limits,
+        sizes: parts.sizes,
+        threads,
+        opened,
+        lock,
+    });
+    spawn("store-raft", &inbox, move || driver.run())?;
+    tracing::debug!(index = position.index, replayed, "the log is replayed");
+    Ok(Started { shared, inbox, ready })
+}
+
+/// The newest state that can be rebuilt, where it comes from, and whether the checkpoint has to be written anew.
+fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Error> {
+    let snapshot = image::load(&*parts.disk, &parts.snapshot_dir);
+    let mut checkpoint = None;
+    if let Some(path) = parts.checkpoint.as_deref().filter(|path| path.exists()) {
+        match Checkpoint::open(path) {
+            Ok((opened, None)) => checkpoint = Some((opened, Image::default())),
+            Ok((opened, Some(image))) => checkpoint = Some((opened, image)),
+            Err(reason) => tracing::warn!(path = %path.display(), %reason, "no checkpoint is kept for now"),
+        }
+    }
+    let newest = snapshot.as_ref().ok().and_then(Option::as_ref).map_or(0, |image| image.base.position.index);
+    match checkpoint {
+        Some((checkpoint, image)) if image.base.position.index > newest => {
+            if let Err(error) = &snapshot {
+                tracing::warn!(%error, "the snapshot is damaged; the checkpoint has it all and newer");
+            }
+            Ok((image, Origin::Checkpoint, Some(checkpoint), false))
+        }
+        older => {
+            let image = match snapshot? {
+                Some(image) => image,
+                None => found_group(parts)?,
+            };
+            Ok((image, Origin::Snapshot, older.map(|(checkpoint, _)| checkpoint), true))
+        }
+    }
+}
+
+/// The first snapshot of a new group: it says who votes. It is on disk before there is a log.
+fn found_group(parts: &Parts) -> Result<Image, Error> {
+    let log = parts.disk.list(&parts.log_dir).unwrap_or_default();
+    if log.iter().any(|name| name.ends_with(".log")) {
+        let reason = "there is a log but no snapshot that it follows".to_owned();
+        return Err(Error::Corrupt { path: parts.snapshot_dir.clone(), offset: 0, reason });
+    }
+    let members = Members { voters: parts.voters.clone(), ..Members::default() };
+    // Not 0: raft-rs takes that for a member that knows nothing yet.
+    let position = Position { index: 1, term: 1 };
+    let base = Base { position, revision: FIRST_REVISION, members, ..Base::default() };
+    let image = Image { base, ..Image::default() };
+    image::save(&*parts.disk, &parts.snapshot_dir, &image)?;
+    Ok(image)
+}
+
+fn raft_config(member_id: u64, applied: u64) -> raft::Config {
+    raft::Config {
+        id: member_id,
+        applied,
+        heartbeat_tick: HEARTBEAT_TICKS,
+        election_tick: ELECTION_TICKS,
+        max_size_per_msg: MESSAGE_BYTES,
+        max_inflight_msgs: INFLIGHT,
+        check_quorum: true,
+        pre_vote: true,
+        batch_append: true,
+        max_uncommitted_size: UNCOMMITTED_BYTES,
+        max_committed_size_per_ready: COMMITTED_BYTES,
+        ..raft::Config::default()
+    }
+}
+
+fn lock(path: &Path) -> Result<fs::File, Error> {
+    let file =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed("open", path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::InUse { path: path.to_owned() }),
+        Err(fs::TryLockError::Error(error)) => Err(failed("lock", path)(error)),
+    }
+}
+
+/// A thread whose panic ends the store, rather than leaving the others to wait for it for ever.
+fn spawn(
+    name: &'static str,
+    inbox: &Arc<Queue<Input>>,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<thread::JoinHandle<()>, Error> {
+    let inbox = inbox.clone();
+    let watched = move || {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            inbox.push(Input::Failed(Error::Fatal { reason: format!("thread {name} panicked") }));
+        }
+    };
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(watched);
+    spawned.map_err(|error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") })
+}
+
+pub fn stopped(error: &raft::Error) -> Error {
+    Error::Fatal { reason: format!("raft: {error}") }
+}

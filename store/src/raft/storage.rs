@@ -1,0 +1,114 @@
+//! What raft-rs reads of the log: the newest entries, in memory. The older ones lie on disk for the next start only;
+//! a follower that needs them is sent a snapshot instead.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use raft::{
+    GetEntriesContext, RaftState, Storage, StorageError,
+    eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata},
+    util::limit_size,
+};
+
+use crate::{image, mvcc::Position, shared::Shared};
+
+pub struct RaftStorage {
+    pub hard_state: HardState,
+    conf_state: ConfState,
+    /// The entry before the first one kept.
+    before: Position,
+    /// Invariant: the first one's index is `before.index + 1`, and the indexes have no gap.
+    entries: VecDeque<Entry>,
+    shared: Arc<Shared>,
+}
+
+impl RaftStorage {
+    pub fn new(shared: Arc<Shared>, hard_state: HardState, entries: Vec<Entry>) -> RaftStorage {
+        let (before, conf_state) = {
+            let state = shared.state();
+            (state.position(), ConfState::from(state.members()))
+        };
+        RaftStorage { hard_state, conf_state, before, entries: entries.into(), shared }
+    }
+
+    pub fn append(&mut self, new: &[Entry]) {
+        let Some(first) = new.first() else { return };
+        // A new leader's entries void those from the same index on.
+        self.entries.truncate((first.index - self.before.index - 1) as usize);
+        self.entries.extend(new.iter().cloned());
+    }
+
+    /// Everything starts over after a snapshot.
+    pub fn install(&mut self, position: Position, conf_state: ConfState) {
+        self.entries.clear();
+        self.before = position;
+        self.conf_state = conf_state;
+    }
+
+    /// Lets go of applied entries but the last `keep`, which are for followers that are a little behind.
+    pub fn compact(&mut self, applied: u64, keep: usize) {
+        let applied = applied.saturating_sub(self.before.index) as usize;
+        for entry in self.entries.drain(..applied.saturating_sub(keep).min(self.entries.len())) {
+            self.before = Position { index: entry.index, term: entry.term };
+        }
+    }
+
+    fn last(&self) -> u64 {
+        self.before.index + self.entries.len() as u64
+    }
+}
+
+impl Storage for RaftStorage {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState::new(self.hard_state.clone(), self.conf_state.clone()))
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        if low <= self.before.index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        assert!(high <= self.last() + 1, "entries up to {high} asked of a log that ends at {}", self.last());
+        let at = |index: u64| (index - self.before.index - 1) as usize;
+        let mut entries: Vec<Entry> = self.entries.range(at(low)..at(high)).cloned().collect();
+        limit_size(&mut entries, max_size.into());
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == self.before.index {
+            return Ok(self.before.term);
+        }
+        if index < self.before.index {
+            return Err(raft::Error::Store(StorageError::Compacted));
+        }
+        let entry = self.entries.get((index - self.before.index - 1) as usize);
+        entry.map(|entry| entry.term).ok_or(raft::Error::Store(StorageError::Unavailable))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.before.index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last())
+    }
+
+    /// The applied state as it is now.
+    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+        let image = self.shared.state().image();
+        let Position { index, term } = image.base.position;
+        if index < request_index {
+            return Err(raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable));
+        }
+        let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
+        metadata.set_conf_state(ConfState::from(&image.base.members));
+        let mut snapshot = Snapshot { data: image::encode(&image).into(), ..Snapshot::default() };
+        snapshot.set_metadata(metadata);
+        Ok(snapshot)
+    }
+}

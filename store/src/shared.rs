@@ -1,0 +1,89 @@
+//! What the threads of the store and its callers have in common.
+
+use std::sync::{
+    PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use tokio::sync::watch;
+
+use crate::{Error, mvcc::State, watch::Hub};
+
+#[derive(Debug)]
+pub struct Shared {
+    /// Written by the one thread that applies; read by all, for as long as it takes to copy pointers.
+    state: RwLock<State>,
+    pub hub: Hub,
+    pub gauges: Gauges,
+    /// Why the store has ended, once it has.
+    end: watch::Sender<Option<Error>>,
+}
+
+impl Shared {
+    pub fn new(state: State) -> Shared {
+        let hub = Hub::new(state.revision());
+        Shared { state: RwLock::new(state), hub, gauges: Gauges::default(), end: watch::Sender::new(None) }
+    }
+
+    // A panic while the lock was held ends the store; until it has, readers see what was there.
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nothing is accepted. The first reason stands.
+    pub fn close(&self, error: Error) {
+        self.end.send_if_modified(|end| end.is_none().then(|| *end = Some(error)).is_some());
+        self.gauges.alone.store(false, Ordering::Release);
+        self.hub.close();
+    }
+
+    pub fn check_open(&self) -> Result<(), Error> {
+        self.end.borrow().clone().map_or(Ok(()), Err)
+    }
+
+    pub fn end(&self) -> watch::Receiver<Option<Error>> {
+        self.end.subscribe()
+    }
+}
+
+/// What the threads say of themselves.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    leader: AtomicU64,
+    term: AtomicU64,
+    log_bytes: AtomicU64,
+    /// This member is the only voter and leads: whatever is acknowledged is applied here first.
+    alone: AtomicBool,
+}
+
+impl Gauges {
+    pub fn role(&self, leader: u64, term: u64, alone: bool) {
+        self.leader.store(leader, Ordering::Relaxed);
+        self.term.store(term, Ordering::Relaxed);
+        self.alone.store(alone, Ordering::Release);
+    }
+
+    pub fn log_bytes(&self, bytes: u64) {
+        self.log_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub fn log_bytes_now(&self) -> u64 {
+        self.log_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn leader(&self) -> u64 {
+        self.leader.load(Ordering::Relaxed)
+    }
+
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    pub fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+}

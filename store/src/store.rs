@@ -1,0 +1,303 @@
+//! The store as its callers see it.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    Error, LeaseId, Op, Revision, Snapshot, Txn, TxnResult, Watcher,
+    command::{self, Command, Proposal},
+    disk::{Disk, RealDisk, memory::MemoryDisk},
+    log::failed,
+    mvcc::{Answer, Limits, Refusal},
+    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, UNCOMMITTED_BYTES},
+    shared::Shared,
+    types::in_range,
+};
+
+/// The largest transaction accepted, keys and values and all.
+const MAX_TXN_BYTES: usize = 8 << 20;
+
+/// How to open a store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything the store owns lies below it.
+    pub dir: PathBuf,
+    /// This member's number in the Raft group; never 0, never used again for another member.
+    pub member_id: u64,
+    /// How many revisions back can be read and watched from.
+    pub history_revisions: usize,
+    /// How long back can be read and watched from.
+    pub history_age: Duration,
+}
+
+impl Config {
+    pub fn new(dir: impl Into<PathBuf>) -> Config {
+        Config {
+            dir: dir.into(),
+            member_id: 1,
+            history_revisions: 16 * 1024,
+            history_age: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+/// What the history may hold of values, whatever the other limits say: the last line against memory running out.
+const HISTORY_BYTES: usize = 64 << 20;
+
+impl Config {
+    fn limits(&self) -> Limits {
+        Limits {
+            revisions: self.history_revisions.max(1),
+            age_ms: self.history_age.as_millis() as u64,
+            bytes: HISTORY_BYTES,
+        }
+    }
+}
+
+/// How the store is doing, for metrics and for a person who asks.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    pub revision: Revision,
+    /// The oldest revision that can be read.
+    pub oldest_revision: Revision,
+    pub keys: usize,
+    pub applied_index: u64,
+    pub term: u64,
+    pub member_id: u64,
+    /// 0 while there is none.
+    pub leader_id: u64,
+    pub history_bytes: usize,
+    pub log_bytes: u64,
+    /// How many different ranges are watched.
+    pub watched_ranges: usize,
+}
+
+/// A handle; clones share one store, which ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    /// Bounds what is under way, in units of `PERMIT_BYTES`.
+    permits: Arc<Semaphore>,
+    member_id: u64,
+}
+
+/// Stops the store when the last handle goes.
+#[derive(Debug)]
+struct Inbox(Arc<Queue<Input>>);
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.0.push(Input::Stop(None));
+    }
+}
+
+impl Store {
+    /// Opens the store in `config.dir`, making it where it is not there; returns when it can serve.
+    pub async fn open(config: Config) -> Result<Store, Error> {
+        RealDisk.create_dir_all(&config.dir).map_err(failed("create", &config.dir))?;
+        Store::open_with(Parts {
+            member_id: config.member_id,
+            voters: vec![config.member_id],
+            limits: config.limits(),
+            disk: Arc::new(RealDisk),
+            log_dir: config.dir.join("log"),
+            snapshot_dir: config.dir.join("snapshot"),
+            checkpoint: Some(config.dir.join("checkpoint")),
+            lock: Some(config.dir.join("lock")),
+            transport: Box::new(NoPeers),
+            sizes: Sizes::default(),
+        })
+        .await
+    }
+
+    /// A store that lives in memory only, and with this process; for tests. `config.dir` is not used.
+    pub async fn in_memory(config: Config) -> Result<Store, Error> {
+        Store::open_with(Parts::on_disk(config.member_id, config.limits(), Arc::new(MemoryDisk::default()))).await
+    }
+
+    pub(crate) async fn open_with(parts: Parts) -> Result<Store, Error> {
+        let member_id = parts.member_id;
+        // Reading the disk blocks; the caller's threads have other things to do.
+        let started = tokio::task::spawn_blocking(move || raft::start(parts)).await;
+        let Started { shared, inbox, ready } =
+            started.map_err(|error| Error::Fatal { reason: error.to_string() })??;
+        let permits = Arc::new(Semaphore::new(PERMITS));
+        let store = Store { shared, inbox: Arc::new(Inbox(inbox)), permits, member_id };
+        match ready.await {
+            Ok(()) => Ok(store),
+            Err(_) => Err(store.shared.check_open().err().unwrap_or(Error::Closed)),
+        }
+    }
+
+    /// The applied state as it is now: a pointer copy.
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.state().snapshot()
+    }
+
+    /// The state as it was at `revision`.
+    pub fn snapshot_at(&self, revision: Revision) -> Result<Snapshot, Error> {
+        let undo = self.shared.state().undo_to(revision).map_err(Error::from)?;
+        Ok(Snapshot { map: undo.undo().map, revision })
+    }
+
+    /// After it, `snapshot` has every write acknowledged before the call, by whichever member.
+    pub async fn read_barrier(&self) -> Result<(), Error> {
+        // What a lone leader has acknowledged it has applied: there is nobody to ask.
+        if self.shared.gauges.is_alone() {
+            return Ok(());
+        }
+        self.shared.check_open()?;
+        let (reader, confirmed) = oneshot::channel();
+        self.inbox.0.push(Input::Read(reader));
+        confirmed.await.unwrap_or(Err(Error::Closed))
+    }
+
+    /// Carries out a transaction; returns once it is durable and applied.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
+        check(&txn)?;
+        match self.propose("transaction", Command::Txn(txn)).await? {
+            Answer::Txn(result) => Ok(result),
+            Answer::Lease { .. } | Answer::Done => unreachable!("a transaction is answered by its result"),
+        }
+    }
+
+    /// Watches `start..end` (an empty `end` is no bound) for events with `mod_revision >= from`. `from` may lie in
+    /// the future; 0 means from now on.
+    pub fn watch(&self, start: Bytes, end: Bytes, from: Revision) -> Result<Watcher, Error> {
+        let (revision, oldest) = {
+            let state = self.shared.state();
+            (state.revision(), state.oldest())
+        };
+        let from = if from == 0 { revision + 1 } else { from };
+        if from <= oldest {
+            return Err(Error::Compacted { requested: from, oldest: oldest + 1 });
+        }
+        Ok(Watcher::new(self.shared.clone(), &start, &end, from))
+    }
+
+    /// Makes revisions before `revision` unreadable, and forgets them.
+    pub async fn compact(&self, revision: Revision) -> Result<(), Error> {
+        self.propose("compaction", Command::Compact { revision }).await.map(drop)
+    }
+
+    /// A lease whose keys are deleted when it has not been kept alive for `ttl`.
+    pub async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
+        match self.propose("lease grant", Command::LeaseGrant { ttl }).await? {
+            Answer::Lease { id, .. } => Ok(id),
+            Answer::Txn(_) | Answer::Done => unreachable!("a grant is answered by its lease"),
+        }
+    }
+
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<(), Error> {
+        self.propose("lease keep-alive", Command::LeaseKeepAlive { id }).await.map(drop)
+    }
+
+    /// Ends a lease and deletes its keys.
+    pub async fn lease_revoke(&self, id: LeaseId) -> Result<(), Error> {
+        self.propose("lease revoke", Command::LeaseRevoke { id }).await.map(drop)
+    }
+
+    /// Flushes and stops. Everything acknowledged is safe without it too; the next start is quicker with it.
+    pub async fn shutdown(&self) -> Result<(), Error> {
+        let (done, stopped) = oneshot::channel();
+        self.inbox.0.push(Input::Stop(Some(done)));
+        // A store that has stopped already lets the question drop, which is an answer too.
+        let _ = stopped.await;
+        match self.shared.check_open() {
+            Err(fatal @ Error::Fatal { .. }) => Err(fatal),
+            _ => Ok(()),
+        }
+    }
+
+    /// Resolves when the store has ended, with the reason: `Closed` after a shutdown, `Fatal` where this process must
+    /// not go on.
+    pub async fn ended(&self) -> Error {
+        let mut end = self.shared.end();
+        let ended = end.wait_for(Option::is_some).await;
+        ended.ok().and_then(|end| end.clone()).unwrap_or(Error::Closed)
+    }
+
+    pub fn status(&self) -> Status {
+        let state = self.shared.state();
+        Status {
+            revision: state.revision(),
+            oldest_revision: state.oldest(),
+            applied_index: state.position().index,
+            history_bytes: state.history_bytes(),
+            keys: state.snapshot().len(),
+            member_id: self.member_id,
+            leader_id: self.shared.gauges.leader(),
+            term: self.shared.gauges.term(),
+            log_bytes: self.shared.gauges.log_bytes_now(),
+            watched_ranges: self.shared.hub.ranges(),
+        }
+    }
+
+    /// Where messages of other members go.
+    #[cfg(test)]
+    pub(crate) fn inbox(&self) -> Arc<Queue<Input>> {
+        self.inbox.0.clone()
+    }
+
+    async fn propose(&self, operation: &'static str, command: Command) -> Result<Answer, Error> {
+        self.shared.check_open()?;
+        let bytes = command::size_hint(&command);
+        if bytes > MAX_TXN_BYTES {
+            return Err(Error::TooLarge { bytes, limit: MAX_TXN_BYTES });
+        }
+        let permits = 1 + (bytes / PERMIT_BYTES) as u32;
+        let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| Error::Closed)?;
+        let data = command::encode(&Proposal { at: unix_millis(), command });
+        let (answer, answered) = oneshot::channel();
+        self.inbox.0.push(Input::Propose(Proposed { data, operation, answer, permit: Some(permit) }));
+        answered.await.unwrap_or_else(|_| Err(self.shared.check_open().err().unwrap_or(Error::Closed)))
+    }
+}
+
+/// One permit stands for this much of a proposal.
+const PERMIT_BYTES: usize = 1 << 10;
+/// Three quarters of what raft lets be uncommitted, so that it need not refuse what waits here already.
+const PERMITS: usize = (UNCOMMITTED_BYTES as usize / 4 * 3) / PERMIT_BYTES;
+
+pub(crate) fn unix_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Refuses what has no clear meaning: a key changed twice at one revision.
+fn check(txn: &Txn) -> Result<(), Error> {
+    for branch in [&txn.then, &txn.otherwise] {
+        let mut keys: Vec<&Bytes> = Vec::new();
+        let mut ranges: Vec<(&Bytes, Option<&Bytes>)> = Vec::new();
+        for op in branch {
+            match op {
+                Op::Put { key, .. } => keys.push(key),
+                Op::Delete { start, end } => ranges.push((start, end.as_ref())),
+                Op::Range { .. } => {}
+            }
+        }
+        keys.sort_unstable();
+        let deleted =
+            |key: &Bytes| ranges.iter().any(|(start, end)| end.map_or(key == *start, |end| in_range(key, start, end)));
+        if keys.windows(2).any(|pair| pair[0] == pair[1]) || keys.into_iter().any(deleted) {
+            return Err(Error::InvalidTxn { reason: "a key is changed twice" });
+        }
+    }
+    Ok(())
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::LeaseNotFound(id) => Error::LeaseNotFound { id },
+            Refusal::Compacted { requested, oldest } => Error::Compacted { requested, oldest },
+            Refusal::Future { requested, current } => Error::Future { requested, current },
+        }
+    }
+}

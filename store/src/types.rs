@@ -1,0 +1,185 @@
+//! What callers say to the store and what it answers: plain values, no behaviour.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use imbl::OrdMap;
+
+/// The number of the newest committed change. An empty store is at 1; every change raises it by one.
+pub type Revision = u64;
+
+/// Names a lease. It is the log index of the lease's grant, so every member derives the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub u64);
+
+/// One key with its newest value, as of some revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: Bytes,
+    pub value: Bytes,
+    /// When the key came to be, counted anew after a delete.
+    pub create_revision: Revision,
+    pub mod_revision: Revision,
+    /// 1 for the put that created the key, one more for each further put.
+    pub version: u64,
+    pub lease: Option<LeaseId>,
+}
+
+/// A condition on one key. An absent key has revision 0, version 0 and no value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compare {
+    ModRevision { key: Bytes, equals: Revision },
+    CreateRevision { key: Bytes, equals: Revision },
+    Version { key: Bytes, equals: u64 },
+    Value { key: Bytes, equals: Bytes },
+}
+
+/// One step of a transaction. A range is `start..end`; without `end` it is the single key `start`, and an
+/// empty `end` means no upper bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    Put { key: Bytes, value: Bytes, lease: Option<LeaseId> },
+    Delete { start: Bytes, end: Option<Bytes> },
+    Range { start: Bytes, end: Option<Bytes> },
+}
+
+/// If every comparison holds, `then` is carried out, else `otherwise`: all of it or nothing, at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Txn {
+    pub compare: Vec<Compare>,
+    pub then: Vec<Op>,
+    pub otherwise: Vec<Op>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpResult {
+    Put {
+        kv: Arc<KeyValue>,
+        previous: Option<Arc<KeyValue>>,
+    },
+    /// What was deleted, as it was, in key order.
+    Delete {
+        deleted: Vec<Arc<KeyValue>>,
+    },
+    Range {
+        items: Vec<Arc<KeyValue>>,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TxnResult {
+    /// Whether every comparison held.
+    pub succeeded: bool,
+    /// The store's revision after this transaction; the one of its changes, if it made any.
+    pub revision: Revision,
+    /// One per operation of the branch taken.
+    pub results: Vec<OpResult>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    Put,
+    Delete,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    pub kind: EventKind,
+    /// A delete's `kv` has the last value and the delete's own `mod_revision`.
+    pub kv: Arc<KeyValue>,
+    /// What the key held before, if it existed.
+    pub previous: Option<Arc<KeyValue>>,
+}
+
+/// All the events of one revision that one watcher sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub revision: Revision,
+    pub events: Vec<Event>,
+}
+
+/// The whole key space at one revision. Taking and cloning one copies a pointer; it blocks nobody and never changes.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) map: OrdMap<Bytes, Arc<KeyValue>>,
+    pub(crate) revision: Revision,
+}
+
+impl Snapshot {
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub fn get(&self, key: &[u8]) -> Option<&Arc<KeyValue>> {
+        self.map.get(key)
+    }
+
+    /// The keys in `start..end`, in order; an empty `end` means no upper bound.
+    pub fn range(&self, range: Range<&[u8]>) -> impl Iterator<Item = &Arc<KeyValue>> + use<'_> {
+        range_of(&self.map, range.start, range.end)
+    }
+
+    pub fn count(&self, start: &[u8], end: &[u8]) -> usize {
+        range_of(&self.map, start, end).count()
+    }
+
+    /// How many keys there are in all.
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+}
+
+/// The one place that knows what a range is: `start..end`, an empty `end` being no bound.
+pub(crate) fn range_of<'a>(
+    map: &'a OrdMap<Bytes, Arc<KeyValue>>,
+    start: &[u8],
+    end: &[u8],
+) -> impl Iterator<Item = &'a Arc<KeyValue>> + use<'a> {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    // A backwards range is empty, where the map itself would panic.
+    let backwards = !end.is_empty() && end <= start;
+    let upper = if end.is_empty() { Unbounded } else { Excluded(end) };
+    (!backwards).then(|| map.range::<_, [u8]>((Included(start), upper))).into_iter().flatten().map(|(_, kv)| kv)
+}
+
+/// Whether `key` lies in `start..end`, an empty `end` being no bound.
+pub(crate) fn in_range(key: &[u8], start: &[u8], end: &[u8]) -> bool {
+    key >= start && (end.is_empty() || key < end)
+}
+
+/// The end of the range that holds every key beginning with `prefix`: empty (no bound) where there is none.
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    let Some(last) = prefix.iter().rposition(|&byte| byte != 0xff) else { return Bytes::new() };
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    end.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefix_ends() {
+        for (prefix, end) in [(&b"a/"[..], &b"a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b""), (b"", b"")] {
+            assert_eq!(&prefix_end(prefix)[..], end, "prefix {prefix:?}");
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        for (key, start, end, inside) in [
+            (&b"b"[..], &b"a"[..], &b"c"[..], true),
+            (b"c", b"a", b"c", false),
+            (b"a", b"a", b"c", true),
+            (b"z", b"a", b"", true),
+            (b"Z", b"a", b"", false),
+        ] {
+            assert_eq!(in_range(key, start, end), inside, "{key:?} in {start:?}..{end:?}");
+        }
+    }
+}
