@@ -8,7 +8,7 @@
 //!   [`negotiate`] and [`body`] read what a request says
 //! - [`admit`] and [`allocate`]: what will be stored, as pure functions
 //! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store
-//! - [`present`]: answers
+//! - [`present`] writes the answers
 //!
 //! Beside them: [`discovery`], [`join`] (how nodes come), [`nodeproxy`] (logs and exec), [`bootstrap`].
 //!

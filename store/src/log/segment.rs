@@ -66,11 +66,12 @@ pub fn read_all(place: &Place, index: u64) -> Result<Option<Reading>, Error> {
     };
     let mut segments: Vec<Segment> = names.iter().filter_map(|name| Segment::parse(dir, name)).collect();
     segments.sort_by_key(|segment| segment.number);
-    if let Some(gap) = segments.windows(2).find(|pair| pair[1].number != pair[0].number + 1) {
+    let skipped = segments.windows(2).take_while(|pair| pair[1].first_index <= index + 1).count();
+    // Only among those that are needed: removed ones may come back after a power cut, and not all of them.
+    if let Some(gap) = segments[skipped..].windows(2).find(|pair| pair[1].number != pair[0].number + 1) {
         let reason = format!("segment {} is missing", gap[0].number + 1);
         return Err(Error::Corrupt { path: dir.clone(), offset: 0, reason });
     }
-    let skipped = segments.windows(2).take_while(|pair| pair[1].first_index <= index + 1).count();
     let mut reading =
         Reading { segments: Vec::new(), records: Vec::new(), next_frame: 0, end: 0, torn: 0, superseded: false };
     let count = segments.len();
