@@ -85,7 +85,7 @@ impl ContainerRuntime for Double {
     fn pull<'a>(&'a self, image: &'a str, _: Option<Auth>, _: PullPolicy) -> Doing<'a, Image, ImageError> {
         Box::pin(async move {
             let failed = |error: Error| ImageError::Pull { image: image.to_owned(), message: error.to_string() };
-            self.step("pull", image).map_err(failed)?;
+            drop(self.step("pull", image).map_err(failed)?);
             let (id, digest) = ("sha256:1".to_owned(), "sha256:2".to_owned());
             let (config, layers) = (ImageConfig::default(), Vec::new());
             Ok(Image { id, digest, reference: "docker.io/library/x:1".to_owned(), config, layers, size: 1 })
@@ -179,7 +179,7 @@ impl ContainerRuntime for Double {
 
     fn exec_sync<'a>(&'a self, id: &'a ContainerId, command: &'a [String], _: Duration) -> Doing<'a, ExecOutput> {
         Box::pin(async move {
-            self.step("exec", &format!("{} {}", id.name, command.join(" ")))?;
+            drop(self.step("exec", &format!("{} {}", id.name, command.join(" ")))?);
             Ok(ExecOutput { status: ExitStatus { code: 0 }, stdout: Vec::new(), stderr: Vec::new() })
         })
     }
@@ -236,7 +236,10 @@ impl Transport for Api {
                 pod
             } else if *request.method() == Method::DELETE {
                 let options: Value = serde_json::from_slice(request.body())?;
-                assert_eq!((&options["gracePeriodSeconds"], &options["preconditions"]["uid"]), (&json!(0), &json!("u")));
+                assert_eq!(
+                    (&options["gracePeriodSeconds"], &options["preconditions"]["uid"]),
+                    (&json!(0), &json!("u"))
+                );
                 api.deleted.store(true, Ordering::Release);
                 pod
             } else if *request.method() == Method::POST {
@@ -265,11 +268,8 @@ impl Scene {
         let meta = json!({"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "5"});
         let pod: Pod = serde_json::from_value(json!({"metadata": meta, "spec": spec})).expect("a pod");
         let home = tempfile::tempdir().expect("a directory");
-        let runtime = Arc::new(Double {
-            memory: Mutex::default(),
-            events: broadcast::Sender::new(64),
-            changed: Notify::new(),
-        });
+        let runtime =
+            Arc::new(Double { memory: Mutex::default(), events: broadcast::Sender::new(64), changed: Notify::new() });
         let api = Api::default();
         prepare(&mut runtime.memory.lock().expect("unpoisoned"), &api);
         let client = Client::new(api.clone());
@@ -381,8 +381,11 @@ async fn from_creation_to_nothing_left() {
     scene.deleted().await;
     assert_eq!(scene.runtime.count("signal c 15"), 1);
     let last = scene.api.0.status.lock().expect("unpoisoned").clone();
-    assert_eq!((&last["phase"], &last["containerStatuses"][0]["state"]["terminated"]["exitCode"]), (&json!("Failed"), &json!(143)));
-    scene.handle.wanted.send_replace(Wanted::Gone);
+    assert_eq!(
+        (&last["phase"], &last["containerStatuses"][0]["state"]["terminated"]["exitCode"]),
+        (&json!("Failed"), &json!(143))
+    );
+    scene.handle.wanted.send_replace(Wanted::Gone(Arc::new(scene.pod.clone())));
     timeout(DEADLINE, &mut scene.task).await.expect("an end").expect("no panic");
     assert!(!scene.home.path().join("agent/pods/u").exists());
     assert!(scene.runtime.memory.lock().expect("unpoisoned").sandboxes.is_empty());
@@ -417,8 +420,7 @@ async fn an_object_that_is_gone_ends_the_pod() {
     let mut scene = Scene::new(plain(), |memory, _| memory.stubborn = true);
     scene.ready().await;
     scene.pod.metadata.deletion_grace_period_seconds = Some(1);
-    scene.handle.wanted.send_replace(Wanted::Object(Arc::new(scene.pod.clone())));
-    scene.handle.wanted.send_replace(Wanted::Gone);
+    scene.handle.wanted.send_replace(Wanted::Gone(Arc::new(scene.pod.clone())));
     timeout(DEADLINE, &mut scene.task).await.expect("an end").expect("no panic");
     assert_eq!(scene.runtime.count("signal c 9"), 1, "what ignores SIGTERM is killed");
     assert!(!scene.api.0.deleted.load(Ordering::Acquire), "there is nothing to delete");
