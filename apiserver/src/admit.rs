@@ -392,14 +392,14 @@ mod tests {
     #[test]
     fn the_last_finalizer_lets_an_object_go() {
         let mut old = stored(
-            json!({"metadata": {"namespace": "n", "finalizers": ["x", "y"], "deletionTimestamp": "2023-01-01T00:00:00Z"}}),
+            json!({"metadata": {"namespace": "n", "finalizers": ["a.io/x", "a.io/y"], "deletionTimestamp": "2023-01-01T00:00:00Z"}}),
         );
         let apply = |finalizers: Value, old: &Value| {
             update(kind("configmaps"), json!({"metadata": {"finalizers": finalizers}}), old, Part::Main)
         };
-        assert!(matches!(apply(json!(["x"]), &old).unwrap(), Updated::Put(_)));
+        assert!(matches!(apply(json!(["a.io/x"]), &old).unwrap(), Updated::Put(_)));
         assert!(matches!(apply(json!([]), &old).unwrap(), Updated::Remove(_)));
-        assert_eq!(apply(json!(["x", "z"]), &old).unwrap_err().code, 422);
+        assert_eq!(apply(json!(["a.io/x", "a.io/z"]), &old).unwrap_err().code, 422);
         meta::set(&mut old, "deletionGracePeriodSeconds", 30);
         assert!(matches!(apply(json!([]), &old).unwrap(), Updated::Put(_)), "its time is not over");
     }

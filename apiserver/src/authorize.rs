@@ -103,7 +103,7 @@ pub fn forbidden(identity: &Identity, route: &Route, path: &str) -> Status {
         kind.group,
     );
     let mut status = Status::new(Reason::Forbidden, message);
-    status.details =
+    *status.details =
         Details { name: name.clone(), group: kind.group.into(), kind: kind.plural.into(), ..Details::default() };
     status
 }

@@ -8,7 +8,7 @@
 //!   [`negotiate`] and [`body`] read what a request says
 //! - [`admit`] and [`allocate`]: what will be stored, as pure functions
 //! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store
-//! - [`present`]: answers
+//! - [`present`] writes the answers
 //!
 //! Beside them: [`discovery`], [`join`] (how nodes come), [`nodeproxy`] (logs and exec), [`bootstrap`].
 //!
@@ -196,6 +196,11 @@ impl Server {
     /// What an agent needs to join: `m8s1.<sha256 of the CA>.<secret>`.
     pub fn join_token(&self) -> String {
         self.app.pki.join_token.to_string()
+    }
+
+    /// The certificate by which everybody verifies this server, PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.app.pki.ca_pem
     }
 
     /// The administrator's kubeconfig.

@@ -21,9 +21,9 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         networks: flags.networks,
     };
     let control_plane = ControlPlane::start(config).await?;
-    let kubeconfig = control_plane.server.kubeconfig_path().to_owned();
+    let kubeconfig = control_plane.server.kubeconfig_path();
     let join = format!("https://{LOOPBACK}:{}", flags.bind.port());
-    let token = control_plane.server.join_token().to_owned();
+    let token = control_plane.server.join_token();
     let node = agent::config(vec![join], Some(token), flags.data.data_dir, flags.node)?;
     let name = node.node_name.clone();
     let agent = tokio::select! {
@@ -38,7 +38,7 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
     println!("Ctrl-C ends the cluster{}.", if flags.keep { ", but not its pods" } else { " and its pods; its objects stay in the data directory" });
     let ended = tokio::select! {
         asked = stop::asked() => asked,
-        reason = control_plane.server.failed() => Err(reason.into()),
+        reason = control_plane.store.ended() => Err(reason).context("the store ended"),
     };
     if flags.keep {
         agent.stop().await;

@@ -17,7 +17,7 @@ pub fn token(flags: &DataDir) -> Result<()> {
 }
 
 pub fn version() -> Result<()> {
-    println!("minik8s {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), apiserver::GIT_VERSION);
+    println!("minik8s {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), apiserver::VERSION);
     Ok(())
 }
 

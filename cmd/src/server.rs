@@ -1,6 +1,9 @@
 //! `minik8s server`: store, API server, scheduler and controllers in one process.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use client::Client;
@@ -19,10 +22,10 @@ pub async fn run(flags: flags::Server) -> Result<()> {
     };
     let control_plane = ControlPlane::start(config).await?;
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
-    println!("join with:  minik8s agent --join {} --token {}", control_plane.server.url(), control_plane.server.join_token());
+    println!("join with:  {}", control_plane.join_command());
     let ended = tokio::select! {
         asked = stop::asked() => asked,
-        reason = control_plane.server.failed() => Err(reason.into()),
+        reason = control_plane.store.ended() => Err(reason).context("the store ended"),
     };
     let stopped = control_plane.stop().await;
     ended.and(stopped)
@@ -31,7 +34,7 @@ pub async fn run(flags: flags::Server) -> Result<()> {
 /// What a control plane needs to know.
 pub struct Config {
     pub data_dir: PathBuf,
-    pub bind: std::net::SocketAddr,
+    pub bind: SocketAddr,
     pub advertise_address: Option<IpAddr>,
     pub token: Option<String>,
     pub tls_sans: Vec<String>,
@@ -41,7 +44,7 @@ pub struct Config {
 /// A running control plane. The loops end when this is dropped; [`ControlPlane::stop`] also drains and flushes.
 pub struct ControlPlane {
     pub server: apiserver::Server,
-    store: store::Store,
+    pub store: store::Store,
     loops: JoinSet<()>,
 }
 
@@ -63,9 +66,19 @@ impl ControlPlane {
         let scheduler = in_process(&server, "system:kube-scheduler");
         loops.spawn(scheduler::run(scheduler));
         let manager = in_process(&server, "system:kube-controller-manager");
-        let settings = controllers::Config::new(config.networks.cluster_cidr, server.ca_pem().to_owned());
+        let settings = controllers::Config {
+            cluster_cidr: config.networks.cluster_cidr.parse().map_err(|e: String| anyhow::anyhow!("--cluster-cidr: {e}"))?,
+            root_ca_pem: server.ca_pem().to_owned(),
+            node_monitor_grace: controllers::NODE_MONITOR_GRACE,
+        };
         loops.spawn(controllers::run(manager, settings));
         Ok(ControlPlane { server, store, loops })
+    }
+
+    /// What makes another machine a node of this cluster.
+    fn join_command(&self) -> String {
+        let address = SocketAddr::new(self.server.advertised_address(), self.server.address().port());
+        format!("minik8s agent --join https://{address} --token {}", self.server.join_token())
     }
 
     /// Lets requests under way finish, then makes the store's files final.
@@ -77,5 +90,5 @@ impl ControlPlane {
 }
 
 fn in_process(server: &apiserver::Server, user: &str) -> Client {
-    Client::in_process(server.service(apiserver::Identity::system(user)))
+    Client::in_process(server.service(apiserver::Identity::master(user)))
 }

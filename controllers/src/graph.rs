@@ -50,11 +50,11 @@ impl Fate {
 /// Invariant: `dependents[o]` holds exactly the nodes whose `owners` name `o`.
 #[derive(Default)]
 pub struct Graph {
-    present: HashMap<&'static str, HashSet<String>>,
+    present: HashMap<Resource, HashSet<String>>,
     nodes: HashMap<String, Node>,
     dependents: HashMap<String, HashSet<String>>,
     /// Kinds that have been listed once. Before all have, an owner that was not seen says nothing.
-    listed: HashSet<&'static str>,
+    listed: HashSet<Resource>,
 }
 
 impl Graph {
@@ -77,18 +77,18 @@ impl Graph {
             Sighting::Gone(metadata) => self.gone(kind, &metadata.uid),
             Sighting::All(all) => {
                 let uids: HashSet<&str> = all.iter().map(|m| m.uid.as_str()).collect();
-                let known = self.present.entry(kind.plural).or_default();
+                let known = self.present.entry(Resource::row(kind)).or_default();
                 let lost: Vec<String> = known.iter().filter(|u| !uids.contains(u.as_str())).cloned().collect();
                 let mut touched: Vec<String> = lost.iter().flat_map(|uid| self.gone(kind, uid)).collect();
                 touched.extend(all.into_iter().flat_map(|m| self.put(kind, m)));
-                self.listed.insert(kind.plural);
+                self.listed.insert(Resource::row(kind));
                 touched
             }
         }
     }
 
-    pub fn is_listed(&self, kind: &Kind) -> bool {
-        self.listed.contains(kind.plural)
+    pub fn is_listed(&self, kind: &'static Kind) -> bool {
+        self.listed.contains(&Resource::row(kind))
     }
 
     /// Everything that may call for something as things stand: for a start, and after a gap.
@@ -105,7 +105,7 @@ impl Graph {
     }
 
     fn put(&mut self, kind: &'static Kind, metadata: Metadata) -> Vec<String> {
-        self.present.entry(kind.plural).or_default().insert(metadata.uid.clone());
+        self.present.entry(Resource::row(kind)).or_default().insert(metadata.uid.clone());
         let fate = Fate::of(&metadata);
         let uid = metadata.uid;
         let matters = !metadata.owner_references.is_empty() || matches!(fate, Fate::Foreground | Fate::Orphaning);
@@ -135,7 +135,7 @@ impl Graph {
     }
 
     fn gone(&mut self, kind: &'static Kind, uid: &str) -> Vec<String> {
-        if let Some(uids) = self.present.get_mut(kind.plural) {
+        if let Some(uids) = self.present.get_mut(&Resource::row(kind)) {
             uids.remove(uid);
         }
         let old = self.unlink(uid);

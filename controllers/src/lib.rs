@@ -41,7 +41,11 @@ mod queue;
 mod runtime;
 
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod whole;
 
 use std::time::Duration;
 

@@ -70,3 +70,21 @@ pub fn owned<K: Object>(mut object: K, owner: OwnerReference) -> K {
     object.meta_mut().owner_references = Some(vec![owner]);
     object
 }
+
+/// RFC 7396, as the API server applies it.
+pub fn merge(object: &mut serde_json::Value, patch: &serde_json::Value) {
+    let serde_json::Value::Object(patch) = patch else {
+        *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = serde_json::json!({});
+    }
+    for (name, change) in patch {
+        if change.is_null() {
+            object.as_object_mut().expect("an object").remove(name);
+        } else {
+            merge(&mut object[name], change);
+        }
+    }
+}

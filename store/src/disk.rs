@@ -11,6 +11,7 @@ use std::{
 pub mod memory;
 
 pub trait Disk: fmt::Debug + Send + Sync {
+    /// Once this returns, a crash does not lose the directories made.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
     /// The names of the files in `dir`, in no order.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
@@ -42,8 +43,13 @@ pub struct RealDisk;
 impl Disk for RealDisk {
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
+        let made: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
         // Secrets pass through here: nobody else has any business in it.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        for parent in made.iter().rev().filter_map(|dir| dir.parent()) {
+            self.sync_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
+        }
+        Ok(())
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

@@ -151,17 +151,21 @@ pub fn save(disk: &dyn Disk, dir: &Path, image: &Image) -> Result<u64, Error> {
     file.sync().map_err(failed("sync", &draft))?;
     disk.rename(&draft, &target).map_err(failed("rename", &draft))?;
     disk.sync_dir(dir).map_err(failed("sync", dir))?;
-    for (index, path) in list(disk, dir)? {
+    for (index, path) in list(disk, dir, ".snapshot")? {
         if index < image.base.position.index {
             disk.remove(&path).map_err(failed("remove", &path))?;
         }
+    }
+    // Left behind by crashes.
+    for (_, path) in list(disk, dir, ".draft")? {
+        disk.remove(&path).map_err(failed("remove", &path))?;
     }
     Ok(offset)
 }
 
 /// The newest snapshot; nothing where there never was one.
 pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Image>, Error> {
-    let Some((_, path)) = list(disk, dir)?.pop() else { return Ok(None) };
+    let Some((_, path)) = list(disk, dir, ".snapshot")?.pop() else { return Ok(None) };
     let data = disk.read(&path).map_err(failed("read", &path))?;
     match decode(data.into()) {
         Ok(image) => Ok(Some(image)),
@@ -169,14 +173,14 @@ pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Image>, Error> {
     }
 }
 
-/// The snapshot files with their log indexes, oldest first.
-fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
+/// The files of one kind with their log indexes, oldest first.
+fn list(disk: &dyn Disk, dir: &Path, kind: &str) -> Result<Vec<(u64, PathBuf)>, Error> {
     let names = match disk.list(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed("list", dir)(error)),
     };
-    let parse = |name: &String| u64::from_str_radix(name.strip_suffix(".snapshot")?, 16).ok();
+    let parse = |name: &String| u64::from_str_radix(name.strip_suffix(kind)?, 16).ok();
     let mut found: Vec<_> = names.iter().filter_map(|name| Some((parse(name)?, dir.join(name)))).collect();
     found.sort();
     Ok(found)

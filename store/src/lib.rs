@@ -40,3 +40,6 @@ pub use types::{
     Batch, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end,
 };
 pub use watch::Watcher;
+
+#[cfg(test)]
+mod tests;

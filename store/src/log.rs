@@ -22,7 +22,15 @@ use crate::{
 };
 
 /// The size of a segment: large enough that making one is rare, small enough that the log is cut in small steps.
-const SEGMENT_BYTES: u64 = 8 << 20;
+pub const SEGMENT_BYTES: u64 = 8 << 20;
+
+/// Where a log lies, and in what steps it grows.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub disk: Arc<dyn Disk>,
+    pub dir: PathBuf,
+    pub segment_bytes: u64,
+}
 
 /// One batch.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -45,8 +53,7 @@ pub struct Recovered {
 
 #[derive(Debug)]
 pub struct Log {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    place: Place,
     /// Oldest first; the last one is written to.
     segments: Vec<segment::Segment>,
     file: Box<dyn File>,
@@ -60,20 +67,20 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log in `dir`, or makes an empty one that begins after `from`, the position of the state that the
+    /// Opens the log, or makes an empty one that begins after `from`, the position of the state that the
     /// entries are to be replayed on. A state `from` a snapshot may be newer than the whole log; any other may not.
-    pub fn open(disk: Arc<dyn Disk>, dir: PathBuf, from: Start) -> Result<(Log, Recovered), Error> {
-        let reading = segment::read_all(&*disk, &dir, from.position.index)?;
+    pub fn open(place: Place, from: Start) -> Result<(Log, Recovered), Error> {
+        let reading = segment::read_all(&place, from.position.index)?;
         let Some(mut reading) = reading else {
             if from.origin == Origin::Checkpoint {
                 let reason = "the log is missing".to_owned();
-                return Err(Error::Corrupt { path: dir, offset: 0, reason });
+                return Err(Error::Corrupt { path: place.dir, offset: 0, reason });
             }
-            return Log::create(disk, dir, from.position);
+            return Log::create(place, from.position);
         };
-        let recovered = replay(&dir, &mut reading, from)?;
+        let recovered = replay(&place.dir, &mut reading, from)?;
         let last = reading.segments.last().expect("a log that was read has a segment");
-        let mut file = disk.open(&last.path, Mode::Existing).map_err(failed("open", &last.path))?;
+        let mut file = place.disk.open(&last.path, Mode::Existing).map_err(failed("open", &last.path))?;
         if recovered.torn > 0 {
             // Zeroed rather than left: a shorter frame must not be followed by the remains of this one.
             let zeros = vec![0; recovered.torn as usize];
@@ -81,8 +88,7 @@ impl Log {
             file.sync().map_err(failed("sync", &last.path))?;
         }
         let mut log = Log {
-            disk,
-            dir,
+            place,
             offset: reading.end,
             capacity: last.length,
             next_frame: reading.next_frame,
@@ -99,18 +105,17 @@ impl Log {
         Ok((log, recovered))
     }
 
-    fn create(disk: Arc<dyn Disk>, dir: PathBuf, from: Position) -> Result<(Log, Recovered), Error> {
-        disk.create_dir_all(&dir).map_err(failed("create", &dir))?;
+    fn create(place: Place, from: Position) -> Result<(Log, Recovered), Error> {
+        place.disk.create_dir_all(&place.dir).map_err(failed("create", &place.dir))?;
         let hard_state = HardState { term: from.term, commit: from.index, ..HardState::default() };
-        let segment = segment::Segment::new(&dir, 1, from.index + 1, SEGMENT_BYTES);
-        let file = segment.create(&*disk, &dir)?;
+        let segment = segment::Segment::new(&place.dir, 1, from.index + 1, place.segment_bytes);
+        let file = segment.create(&place)?;
         let mut log = Log {
-            disk,
-            dir,
+            place,
+            capacity: segment.length,
             segments: vec![segment],
             file,
             offset: 0,
-            capacity: SEGMENT_BYTES,
             next_frame: 1,
             hard_state: hard_state.clone(),
             last_index: from.index,
@@ -165,9 +170,9 @@ impl Log {
     fn rotate(&mut self, frame: u64) -> Result<(), Error> {
         const FIRST_FRAME: u64 = 256;
         let number = self.segments.last().expect("there is a segment").number + 1;
-        let length = SEGMENT_BYTES.max(frame + FIRST_FRAME);
-        let segment = segment::Segment::new(&self.dir, number, self.last_index + 1, length);
-        self.file = segment.create(&*self.disk, &self.dir)?;
+        let length = self.place.segment_bytes.max(frame + FIRST_FRAME);
+        let segment = segment::Segment::new(&self.place.dir, number, self.last_index + 1, length);
+        self.file = segment.create(&self.place)?;
         self.segments.push(segment);
         self.offset = 0;
         self.capacity = length;
@@ -180,10 +185,10 @@ impl Log {
     pub fn purge(&mut self, index: u64) -> Result<(), Error> {
         let dispensable = self.segments.windows(2).take_while(|pair| pair[1].first_index <= index + 1).count();
         for segment in self.segments.drain(..dispensable) {
-            self.disk.remove(&segment.path).map_err(failed("remove", &segment.path))?;
+            self.place.disk.remove(&segment.path).map_err(failed("remove", &segment.path))?;
         }
         if dispensable > 0 {
-            self.disk.sync_dir(&self.dir).map_err(failed("sync", &self.dir))?;
+            self.place.disk.sync_dir(&self.place.dir).map_err(failed("sync", &self.place.dir))?;
         }
         Ok(())
     }
@@ -268,3 +273,6 @@ pub(crate) fn failed(operation: &'static str, path: &std::path::Path) -> impl Fn
     let path = path.to_owned();
     move |error| Error::Disk { operation, path, reason: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests;

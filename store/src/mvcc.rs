@@ -98,6 +98,24 @@ pub enum Refusal {
     Future { requested: Revision, current: Revision },
 }
 
+/// What one command came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    pub answer: Result<Answer, Refusal>,
+    /// What changed, for the watchers.
+    pub batch: Option<Arc<Batch>>,
+}
+
+impl Applied {
+    fn quietly(answer: Answer) -> Applied {
+        Applied { answer: Ok(answer), batch: None }
+    }
+
+    fn refused(refusal: Refusal) -> Applied {
+        Applied { answer: Err(refusal), batch: None }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Lease {
     ttl_ms: u64,
@@ -195,12 +213,7 @@ impl State {
     }
 
     /// Carries out one command of the log.
-    pub fn apply(
-        &mut self,
-        position: Position,
-        at: u64,
-        command: &Command,
-    ) -> (Result<Answer, Refusal>, Option<Arc<Batch>>) {
+    pub fn apply(&mut self, position: Position, at: u64, command: &Command) -> Applied {
         self.position = position;
         match command {
             Command::Txn(txn) => self.apply_txn(position, at, txn),
@@ -215,20 +228,20 @@ impl State {
                     lease: Some(LeaseChange::Granted { id, ttl_ms }),
                     members: None,
                 });
-                (Ok(Answer::Lease { id, ttl_ms }), None)
+                Applied::quietly(Answer::Lease { id, ttl_ms })
             }
             // Who counts the time is the leader, from when it sees this entry applied: nothing here changes.
             Command::LeaseKeepAlive { id } => match self.leases.get(id) {
-                Some(lease) => (Ok(Answer::Lease { id: *id, ttl_ms: lease.ttl_ms }), None),
-                None => (Err(Refusal::LeaseNotFound(*id)), None),
+                Some(lease) => Applied::quietly(Answer::Lease { id: *id, ttl_ms: lease.ttl_ms }),
+                None => Applied::refused(Refusal::LeaseNotFound(*id)),
             },
             Command::LeaseRevoke { id } => self.revoke(position, at, *id),
             Command::Compact { revision } => match self.check_readable(*revision) {
                 Ok(()) => {
                     self.compacted = *revision;
-                    (Ok(Answer::Done), None)
+                    Applied::quietly(Answer::Done)
                 }
-                Err(refusal) => (Err(refusal), None),
+                Err(refusal) => Applied::refused(refusal),
             },
         }
     }
@@ -262,7 +275,7 @@ impl State {
         }
     }
 
-    fn apply_txn(&mut self, position: Position, at: u64, txn: &Txn) -> (Result<Answer, Refusal>, Option<Arc<Batch>>) {
+    fn apply_txn(&mut self, position: Position, at: u64, txn: &Txn) -> Applied {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let ops = if succeeded { &txn.then } else { &txn.otherwise };
         for op in ops {
@@ -270,14 +283,14 @@ impl State {
             if let Op::Put { lease: Some(id), .. } = op
                 && !self.leases.contains_key(id)
             {
-                return (Err(Refusal::LeaseNotFound(*id)), None);
+                return Applied::refused(Refusal::LeaseNotFound(*id));
             }
         }
         let revision = self.revision + 1;
         let mut events = Vec::new();
         let results = ops.iter().map(|op| self.apply_op(op, revision, &mut events)).collect();
         let batch = self.commit(position, at, events, None);
-        (Ok(Answer::Txn(TxnResult { succeeded, revision: self.revision, results })), batch)
+        Applied { answer: Ok(Answer::Txn(TxnResult { succeeded, revision: self.revision, results })), batch }
     }
 
     fn apply_op(&mut self, op: &Op, revision: Revision, events: &mut Vec<Event>) -> OpResult {
@@ -349,8 +362,8 @@ impl State {
         }
     }
 
-    fn revoke(&mut self, position: Position, at: u64, id: LeaseId) -> (Result<Answer, Refusal>, Option<Arc<Batch>>) {
-        let Some(lease) = self.leases.remove(&id) else { return (Err(Refusal::LeaseNotFound(id)), None) };
+    fn revoke(&mut self, position: Position, at: u64, id: LeaseId) -> Applied {
+        let Some(lease) = self.leases.remove(&id) else { return Applied::refused(Refusal::LeaseNotFound(id)) };
         let (revision, mut events) = (self.revision + 1, Vec::new());
         for key in &lease.keys {
             if let Some(kv) = self.map.get(key).cloned() {
@@ -358,7 +371,7 @@ impl State {
             }
         }
         let batch = self.commit(position, at, events, Some(LeaseChange::Revoked { id }));
-        (Ok(Answer::Done), batch)
+        Applied { answer: Ok(Answer::Done), batch }
     }
 
     /// Raises the revision where there were events, and records the change where there was one.
@@ -484,3 +497,6 @@ fn size_of_change(change: &Change) -> usize {
     let events = change.batch.as_ref().map_or(&[][..], |batch| &batch.events);
     FIXED + events.iter().map(|event| event.kv.key.len() + event.kv.value.len()).sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::{
     queue::Queue,
-    recover::{Parts, Started, UNCOMMITTED_BYTES, start},
+    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, start},
 };
 use crate::{
     Error,

@@ -15,7 +15,7 @@ use crate::{
     disk::{Disk, RealDisk, memory::MemoryDisk},
     log::failed,
     mvcc::{Answer, Limits, Refusal},
-    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Started, UNCOMMITTED_BYTES},
+    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, UNCOMMITTED_BYTES},
     shared::Shared,
     types::in_range,
 };
@@ -112,6 +112,7 @@ impl Store {
             checkpoint: Some(config.dir.join("checkpoint")),
             lock: Some(config.dir.join("lock")),
             transport: Box::new(NoPeers),
+            sizes: Sizes::default(),
         })
         .await
     }
@@ -237,6 +238,12 @@ impl Store {
             log_bytes: self.shared.gauges.log_bytes_now(),
             watched_ranges: self.shared.hub.ranges(),
         }
+    }
+
+    /// Where messages of other members go.
+    #[cfg(test)]
+    pub(crate) fn inbox(&self) -> Arc<Queue<Input>> {
+        self.inbox.0.clone()
     }
 
     async fn propose(&self, operation: &'static str, command: Command) -> Result<Answer, Error> {

@@ -51,7 +51,7 @@ struct Ring {
 #[derive(Debug, PartialEq)]
 pub enum Found {
     Batch(Arc<Batch>),
-    /// Nothing of the range lies after the cursor, up to and including this revision.
+    /// Nothing of the range lies after the cursor, up to and including this revision, the newest there is.
     Nothing {
         up_to: Revision,
     },
@@ -73,7 +73,7 @@ impl Group {
         match ring.batches.get(next) {
             Some(batch) => Found::Batch(batch.clone()),
             None if self.closed.load(Ordering::Acquire) => Found::Closed,
-            None => Found::Nothing { up_to: up_to.max(cursor) },
+            None => Found::Nothing { up_to },
         }
     }
 
@@ -121,6 +121,18 @@ pub struct Hub {
     dispatched: AtomicU64,
     /// Everything up to this revision has been dropped from every group.
     forgotten: AtomicU64,
+}
+
+/// Groups with something new. Waking a thousand watchers takes a while, so it is left to a moment that has one.
+#[must_use]
+pub struct Sleepers(Vec<Arc<Group>>);
+
+impl Sleepers {
+    pub fn wake(self) {
+        for group in self.0 {
+            group.changed.notify_waiters();
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -178,10 +190,10 @@ impl Hub {
         })
     }
 
-    /// Hands out batches, in order, and wakes whom they concern.
-    pub fn dispatch(&self, batches: &[Arc<Batch>]) {
-        let Some(last) = batches.last() else { return };
-        let mut touched: Vec<Arc<Group>> = Vec::new();
+    /// Hands out batches, in order; whom they concern is woken when the answer is.
+    pub fn dispatch(&self, batches: &[Arc<Batch>]) -> Sleepers {
+        let mut sleepers = Sleepers(Vec::new());
+        let Some(last) = batches.last() else { return sleepers };
         let mut index = lock(&self.index);
         for batch in batches {
             let mut groups: Vec<Arc<Group>> = Vec::new();
@@ -192,16 +204,13 @@ impl Hub {
                 if let Some(inside) = group.filter(batch) {
                     group.push(inside);
                 }
-                if !touched.iter().any(|known| Arc::ptr_eq(known, &group)) {
-                    touched.push(group);
+                if !sleepers.0.iter().any(|known| Arc::ptr_eq(known, &group)) {
+                    sleepers.0.push(group);
                 }
             }
         }
         self.dispatched.store(last.revision, Ordering::Release);
-        drop(index);
-        for group in touched {
-            group.changed.notify_waiters();
-        }
+        sleepers
     }
 
     /// Lets go of what the history has let go of.
@@ -300,14 +309,14 @@ pub struct Watcher {
     group: Arc<Group>,
     /// Everything at or below it has been delivered, or did not concern this range.
     cursor: Revision,
-    /// Whether a batch has been read from the history or the ring: from then on lost events are this watcher's fault.
-    started: bool,
+    /// The newest batch delivered; 0 before the first. Once there is one, events lost are this watcher's fault.
+    delivered: Revision,
 }
 
 impl Watcher {
     pub(crate) fn new(shared: Arc<Shared>, start: &Bytes, end: &Bytes, from: Revision) -> Watcher {
         let group = shared.hub.group(start, end);
-        Watcher { shared, group, cursor: from.saturating_sub(1), started: false }
+        Watcher { shared, group, cursor: from.saturating_sub(1), delivered: 0 }
     }
 
     /// The next batch; waits for one. Safe to drop half-way: no batch is lost.
@@ -331,7 +340,8 @@ impl Watcher {
             match self.group.after(self.cursor, &self.shared.hub) {
                 Found::Batch(batch) => return Ok(Some(self.deliver(batch))),
                 Found::Nothing { up_to } => {
-                    self.cursor = up_to;
+                    // A cursor may lie ahead: a watch can begin in the future.
+                    self.cursor = self.cursor.max(up_to);
                     return Ok(None);
                 }
                 Found::Closed => return Err(WatchError::Closed),
@@ -347,14 +357,15 @@ impl Watcher {
     /// Everything at or below this revision that concerns the range has been delivered.
     pub fn progress(&self) -> Revision {
         match self.group.after(self.cursor, &self.shared.hub) {
-            Found::Nothing { up_to } => up_to,
-            Found::Batch(_) | Found::TooOld | Found::Closed => self.cursor,
+            Found::Nothing { up_to } => up_to.max(self.delivered),
+            Found::Batch(_) | Found::TooOld => self.cursor,
+            Found::Closed => self.delivered,
         }
     }
 
     fn deliver(&mut self, batch: Arc<Batch>) -> Arc<Batch> {
         self.cursor = batch.revision;
-        self.started = true;
+        self.delivered = batch.revision;
         batch
     }
 
@@ -363,7 +374,7 @@ impl Watcher {
         let state = self.shared.state();
         if self.cursor < state.oldest() {
             let (delivered, oldest) = (self.cursor, state.oldest());
-            return Err(match self.started {
+            return Err(match self.delivered > 0 {
                 true => WatchError::Slow { delivered },
                 false => WatchError::Compacted { delivered, oldest },
             });

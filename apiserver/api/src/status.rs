@@ -89,7 +89,8 @@ pub struct Status {
     pub code: u16,
     pub reason: Reason,
     pub message: String,
-    pub details: Details,
+    /// Boxed, so that a result which may fail is no larger than what it is when it does not.
+    pub details: Box<Details>,
 }
 
 /// What the failure is about. Empty fields are left out of the answer.
@@ -142,11 +143,11 @@ fn cause_json(cause: &Cause) -> Value {
 impl Status {
     /// A failure about nothing in particular.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { code: reason.code(), reason, message: message.into(), details: Details::default() }
+        Self { code: reason.code(), reason, message: message.into(), details: Box::default() }
     }
 
     fn about(reason: Reason, kind: &Kind, name: &str, message: String) -> Self {
-        Self { details: Details::of(kind, name), ..Self::new(reason, message) }
+        Self { details: Box::new(Details::of(kind, name)), ..Self::new(reason, message) }
     }
 
     pub fn not_found(kind: &Kind, name: &str) -> Self {

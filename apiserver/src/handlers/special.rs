@@ -33,6 +33,9 @@ fn scale_of(call: &Call) -> Result<&'static Scale, Status> {
     call.target.kind.scale.ok_or_else(Status::no_such_resource)
 }
 
+/// From the scale as it is to the scale as it is wanted.
+type NewScale = Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync>;
+
 /// What `/scale` shows of an object.
 fn scale(fields: &Scale, object: &Value) -> Value {
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
@@ -78,7 +81,7 @@ pub async fn change_scale(mut call: Call) -> Result<Response<Body>, Status> {
     let content_type = header_text(&call.parts.headers, header::CONTENT_TYPE).to_owned();
     let format = (call.parts.method == Method::PUT).then(|| call.body_format()).transpose()?;
     let bytes = call.take_body().await?;
-    let wanted: Box<dyn Fn(&Value) -> Result<Value, Status> + Send + Sync> = match format {
+    let wanted: NewScale = match format {
         Some(format) => {
             let (new, _) = body::parse(format, &bytes, FieldValidation::Ignore)?;
             Box::new(move |_| Ok(new.clone()))

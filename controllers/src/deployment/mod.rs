@@ -4,12 +4,15 @@
 //! - [`rolling`]: how many replicas each set may have now
 //! - [`status`]: what the deployment tells about itself
 //!
-//! Invariant: no plan lets the sets ask for more than `replicas + maxSurge` pods, nor takes an available pod away below
-//! `replicas - maxUnavailable`, however far the sets' statuses lag behind.
+//! Invariant: no plan of a rollout lets the sets ask for more than `replicas + maxSurge` pods, nor takes a pod away that
+//! its set reports as available below `replicas - maxUnavailable`, however late the sets come to their sizes.
 
 mod revision;
 mod rolling;
 mod status;
+
+#[cfg(test)]
+mod simulation;
 
 use std::sync::Arc;
 
@@ -67,11 +70,23 @@ impl Member {
         replicas(&self.set)
     }
 
-    /// What the set has available and is going to keep. Its status may still count pods that the specification, as
-    /// read or as planned, no longer asks for.
+    /// Whether the set's status speaks of the specification that the set has now. One that does not says nothing: pods
+    /// that it counts may have gone before the specification grew again.
+    fn is_observed(&self) -> bool {
+        let observed = self.read.status.as_ref().and_then(|s| s.observed_generation);
+        observed.unwrap_or(0) >= self.read.metadata.generation.unwrap_or(0)
+    }
+
+    /// What the set surely has available and is going to keep. Its status may still count pods that the specification,
+    /// as read or as planned, no longer asks for.
     fn available(&self) -> i32 {
-        let available = self.read.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
-        available.min(replicas(&self.read)).min(self.wanted())
+        let available = self.read.status.as_ref().and_then(|s| s.available_replicas).filter(|_| self.is_observed());
+        available.unwrap_or(0).min(replicas(&self.read)).min(self.wanted())
+    }
+
+    /// Pods that are asked for and surely not available.
+    fn idle(&self) -> i32 {
+        if self.is_observed() { self.wanted() - self.available() } else { 0 }
     }
 }
 

@@ -100,7 +100,7 @@ impl Work<'_> {
         let old: Vec<usize> = self.old().map(|(i, _)| i).collect();
         for &index in &old {
             let member = &self.sets[index];
-            let idle = (member.wanted() - member.available()).min(spare);
+            let idle = member.idle().min(spare);
             if idle > 0 {
                 let size = member.wanted() - idle;
                 self.resize(index, size);

@@ -66,7 +66,8 @@ impl Watch {
     async fn run(self) {
         let (to, mut from) = mpsc::channel(SIGHTINGS);
         let mut tasks = JoinSet::new();
-        for kind in registry::ALL.iter().copied().filter(|k| k.verbs.contains(&"watch")) {
+        // A kind that is only another face of a stored one would show every object twice.
+        for kind in registry::ALL.iter().copied().filter(|k| k.alias.is_none() && k.verbs.contains(&"watch")) {
             let (client, to) = (self.client.clone(), to.clone());
             tasks.spawn(async move { client.follow_metadata(kind, to).await });
         }

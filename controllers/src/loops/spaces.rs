@@ -79,7 +79,7 @@ impl Controller for Ends {
         let namespace = self.caches.namespaces.by_key(&turn.key);
         let Some(namespace) = namespace.filter(|n| object::is_deleting(&**n)) else { return Ok(Plan::nothing()) };
         let mut rest = Vec::new();
-        for kind in api::registry::ALL.iter().copied().filter(|k| k.namespaced()) {
+        for kind in api::registry::ALL.iter().copied().filter(|k| k.namespaced() && k.alias.is_none()) {
             let objects = self.client.list_metadata(kind, &turn.key.name).await?.items;
             if !objects.is_empty() {
                 rest.push(namespace::Rest { resource: Resource::row(kind), objects });

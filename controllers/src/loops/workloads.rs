@@ -110,8 +110,13 @@ impl<S: Kept> Sets<S> {
     /// The owner, before and after; sets that might want an orphan.
     fn concerned(&self, change: &Change<Pod>) -> Vec<Key> {
         let mut keys = owners::<S, _>(change);
-        let orphan = change.new.as_ref().filter(|p| object::controller(&***p).is_none() && !object::is_deleting(&***p));
-        if let Some(pod) = orphan {
+        let free = |p: &&Arc<Pod>| object::controller(&***p).is_none() && !object::is_deleting(&***p);
+        // Whether somebody wants an orphan is decided by its labels: it is offered anew only when they change.
+        let offered = |p: &&Arc<Pod>| {
+            let before = change.old.as_ref().filter(free);
+            before.is_none_or(|old| old.metadata.labels != p.metadata.labels)
+        };
+        if let Some(pod) = change.new.as_ref().filter(free).filter(offered) {
             let sets = S::cache(&self.caches).list_in(&change.key.namespace);
             let wanting = sets.iter().filter(|s| {
                 let selector = s.selector();

@@ -7,14 +7,19 @@
 //! Invariant: a directory under `layers/` is complete: it was unpacked elsewhere from bytes whose digest
 //! was checked, and renamed into place. Nothing else is ever mounted.
 
+mod beneath;
 mod reference;
 mod registries;
 mod types;
 
 mod import;
+mod layer;
+mod manifest;
 mod pull;
 mod store;
+mod unpack;
 
+pub(crate) use beneath::Root;
 pub use reference::{Reference, is_digest};
 pub use registries::{Endpoint, Registries, Tls};
 pub use store::ImageStore;

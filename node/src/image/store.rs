@@ -115,6 +115,11 @@ impl ImageStore {
 
     /// Removes what nothing needs. `in_use` names images by id; theirs is never taken.
     pub fn gc(&self, in_use: &BTreeSet<String>, collect: Collect) -> Result<Collected, ImageError> {
+        let _alone = self.pulling(FlockArg::LockExclusiveNonblock).map_err(|_| ImageError::Store {
+            operation: "collect garbage in",
+            path: self.inner.root.display().to_string(),
+            message: "an image is being pulled or imported; try again after that".to_owned(),
+        })?;
         let _lock = self.lock(FlockArg::LockExclusive)?;
         let mut index = self.read_index()?;
         let mut out = Collected::default();
@@ -218,8 +223,21 @@ impl ImageStore {
         Ok(out)
     }
 
+    /// Held while layers are there that no image names yet.
+    pub(super) fn hold_off_collection(&self) -> Result<Flock<OwnedFd>, ImageError> {
+        self.pulling(FlockArg::LockShared)
+    }
+
+    fn pulling(&self, how: FlockArg) -> Result<Flock<OwnedFd>, ImageError> {
+        self.lock_file("pull.lock", how)
+    }
+
     fn lock(&self, how: FlockArg) -> Result<Flock<OwnedFd>, ImageError> {
-        let path = self.inner.root.join("lock");
+        self.lock_file("lock", how)
+    }
+
+    fn lock_file(&self, name: &str, how: FlockArg) -> Result<Flock<OwnedFd>, ImageError> {
+        let path = self.inner.root.join(name);
         let file = fs::OpenOptions::new()
             .create(true)
             .truncate(false)

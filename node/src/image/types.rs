@@ -53,7 +53,7 @@ pub enum PullPolicy {
 }
 
 /// Credentials for one registry, from a pull secret or the registries file.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Auth {
     Basic { username: String, password: String },
     Bearer(String),

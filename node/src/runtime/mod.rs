@@ -1,23 +1,47 @@
 //! The agent's side of running containers: images on one hand, one shim process per pod on the other.
+//!
+//! Read in this order: `types` (what is asked and answered), `sandbox` (pods' shims), `container`, `exec`,
+//! `oci` (a container's configuration, pure), `seccomp`, `user`, `rootfs`, `cgroup`, `machine`, `seal`, `link`.
+//!
+//! Invariants: this process never calls libcontainer (it forks and changes the working directory; only the
+//! single-threaded shims do). Everything of a pod is found again from `<run-dir>/pods/<uid>` alone. No path is made
+//! of text that has not been checked to be one component.
+
+mod cgroup;
+mod container;
 mod error;
 mod exec;
+mod link;
+mod machine;
+mod oci;
+mod rootfs;
+mod sandbox;
+mod seal;
+mod seccomp;
 mod types;
+mod user;
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
+pub use cgroup::Cgroups;
 pub use error::Error;
-pub use exec::{AttachSpec, ExecSession, Resizer};
+pub use exec::{AttachSpec, EXEC_SYNC_OUTPUT, ExecSession, Reader, Resizer, Writer};
 pub use types::*;
 
-use crate::image::{Collect, Collected, ImageStore};
+use crate::image::ImageStore;
+use machine::Machine;
+use seal::Sealed;
 
 /// How many events may wait for a slow reader; one that falls behind gets `Lagged` and looks at every pod again.
 const EVENTS: usize = 1024;
+/// Containers made at once: each is a few milliseconds of pure work in the kernel, and more at a time only make
+/// every one of them late.
+const CONCURRENT: usize = 8;
 
 /// The node's container runtime. Cheap to clone.
 #[derive(Clone)]
@@ -26,17 +50,47 @@ pub struct Runtime {
 }
 
 struct Inner {
-    #[allow(dead_code)]
     config: RuntimeConfig,
     images: ImageStore,
+    machine: Machine,
+    shim: Sealed,
+    /// `/minik8s/<node-name>`.
+    cgroup: String,
     events: broadcast::Sender<RuntimeEvent>,
+    watched: Mutex<HashSet<String>>,
+    warned: Mutex<HashSet<&'static str>>,
+    busy: Semaphore,
 }
 
 impl Runtime {
     pub fn open(config: RuntimeConfig) -> Result<Runtime, Error> {
+        sandbox::check_component("node name", &config.node_name)?;
+        let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("resolve", path));
+        let config =
+            RuntimeConfig { data_dir: absolute(&config.data_dir)?, run_dir: absolute(&config.run_dir)?, ..config };
+        std::fs::create_dir_all(&config.run_dir).map_err(Error::io("create directory", &config.run_dir))?;
         let images = ImageStore::open(&config.data_dir, config.registries.clone())?;
+        let machine = Machine::look().map_err(Error::io("look at", "/proc"))?;
+        let program = match &config.shim_exe {
+            Some(path) => path.clone(),
+            None => PathBuf::from("/proc/self/exe"),
+        };
+        let shim = Sealed::of(&program).map_err(Error::io("seal", &program))?;
         let (events, _) = broadcast::channel(EVENTS);
-        Ok(Runtime { inner: Arc::new(Inner { config, images, events }) })
+        let cgroup = format!("/minik8s/{}", config.node_name);
+        let busy = Semaphore::new(CONCURRENT);
+        let inner = Inner {
+            config,
+            images,
+            machine,
+            shim,
+            cgroup,
+            events,
+            watched: Mutex::default(),
+            warned: Mutex::default(),
+            busy,
+        };
+        Ok(Runtime { inner: Arc::new(inner) })
     }
 
     pub fn images(&self) -> &ImageStore {
@@ -48,78 +102,28 @@ impl Runtime {
         self.inner.events.subscribe()
     }
 
-    /// Starts the pod's shim, which makes and pins its namespaces. Fails if the pod has a sandbox already.
-    pub async fn create_sandbox(&self, spec: &SandboxSpec) -> Result<Sandbox, Error> {
-        Err(Error::NoSandbox { uid: spec.uid.clone() })
+    /// Removes the node's own cgroups, once no pod is left.
+    pub fn remove_cgroups(&self) -> io::Result<()> {
+        self.inner.machine.cgroups.remove(&self.inner.cgroup)
     }
 
-    /// Every pod this node has anything of: after a restart of the agent, those to adopt and those to remove.
-    pub async fn sandboxes(&self) -> Result<Vec<Sandbox>, Error> {
-        Ok(Vec::new())
+    fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.inner.config.run_dir.join("pods").join(uid)
     }
 
-    /// Mounts the root file system and makes the container up to the point where its command would start.
-    pub async fn create_container(&self, spec: &ContainerSpec) -> Result<ContainerId, Error> {
-        Err(Error::NoSandbox { uid: spec.pod_uid.clone() })
+    fn watched(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.inner.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub async fn start(&self, id: &ContainerId) -> Result<(), Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed; without a permit the work is merely not held back.
+        self.inner.busy.acquire().await.ok()
     }
 
-    /// Sends a signal to the container's first process; one that has exited is no error.
-    pub async fn signal(&self, id: &ContainerId, _signal: i32) -> Result<(), Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
-    }
-
-    /// Kills what is left of the container and removes its root file system and cgroup; its log stays.
-    pub async fn remove(&self, id: &ContainerId) -> Result<(), Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
-    }
-
-    /// Every container of the pod that has not been removed. Works when the shim is gone, from what it wrote down.
-    pub async fn status(&self, pod_uid: &str) -> Result<Vec<ContainerState>, Error> {
-        Err(Error::NoSandbox { uid: pod_uid.to_owned() })
-    }
-
-    /// Starts a process in a running container.
-    pub async fn exec(&self, id: &ContainerId, _spec: ExecSpec) -> Result<ExecSession, Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
-    }
-
-    /// Runs a command to its end; past `timeout` it is killed and the answer is `Error::Timeout`.
-    pub async fn exec_sync(
-        &self,
-        id: &ContainerId,
-        _command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecOutput, Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
-    }
-
-    /// Joins the streams of the container's first process. `wait` answers when it exits.
-    pub async fn attach(&self, id: &ContainerId, _spec: AttachSpec) -> Result<ExecSession, Error> {
-        Err(Error::NoSandbox { uid: id.pod_uid.clone() })
-    }
-
-    /// Kills what is left of the pod, stops its shim, unpins its namespaces, removes mounts, cgroups and
-    /// directories. Idempotent; also for a pod made only half, or whose shim is dead. Logs stay.
-    pub async fn remove_sandbox(&self, _pod_uid: &str) -> Result<(), Error> {
-        Ok(())
-    }
-
-    /// The ids of the images that containers of this node use.
-    pub fn images_in_use(&self) -> Result<BTreeSet<String>, Error> {
-        Ok(BTreeSet::new())
-    }
-
-    /// Removes images (never those in use) and what nothing names.
-    pub fn collect_images(&self, collect: Collect) -> Result<Collected, Error> {
-        Ok(self.inner.images.gc(&self.images_in_use()?, collect)?)
-    }
-
-    /// The pinned network namespace of a pod, wherever it is or would be.
-    pub fn netns_path(&self, pod_uid: &str) -> PathBuf {
-        self.inner.config.run_dir.join("pods").join(pod_uid).join("ns/net")
+    /// What a limited machine refuses is said once, not per pod.
+    fn warn_once(&self, what: &'static str, detail: &str) {
+        if self.inner.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(what) {
+            tracing::warn!(what, detail, "this machine refuses it; it is left out from here on");
+        }
     }
 }

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    failed,
+    Place, failed,
     frame::{self, ALIGN, Owned},
 };
 use crate::{
     Error,
-    disk::{Disk, File, Mode},
+    disk::{File, Mode},
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,8 @@ impl Segment {
     }
 
     /// Makes the file; once this returns, a crash does not lose it.
-    pub fn create(&self, disk: &dyn Disk, dir: &Path) -> Result<Box<dyn File>, Error> {
+    pub fn create(&self, place: &Place) -> Result<Box<dyn File>, Error> {
+        let Place { disk, dir, .. } = place;
         let mut file = disk.open(&self.path, Mode::New).map_err(failed("create", &self.path))?;
         file.allocate(self.length).map_err(failed("allocate", &self.path))?;
         file.sync().map_err(failed("sync", &self.path))?;
@@ -56,7 +57,8 @@ pub struct Reading {
 }
 
 /// Reads the segments that can hold entries after `index`; nothing where there is no log yet.
-pub fn read_all(disk: &dyn Disk, dir: &Path, index: u64) -> Result<Option<Reading>, Error> {
+pub fn read_all(place: &Place, index: u64) -> Result<Option<Reading>, Error> {
+    let Place { disk, dir, segment_bytes } = place;
     let names = match disk.list(dir) {
         Ok(names) => names,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -64,17 +66,18 @@ pub fn read_all(disk: &dyn Disk, dir: &Path, index: u64) -> Result<Option<Readin
     };
     let mut segments: Vec<Segment> = names.iter().filter_map(|name| Segment::parse(dir, name)).collect();
     segments.sort_by_key(|segment| segment.number);
-    if let Some(gap) = segments.windows(2).find(|pair| pair[1].number != pair[0].number + 1) {
-        let reason = format!("segment {} is missing", gap[0].number + 1);
-        return Err(Error::Corrupt { path: dir.to_owned(), offset: 0, reason });
-    }
     let skipped = segments.windows(2).take_while(|pair| pair[1].first_index <= index + 1).count();
+    // Only among those that are needed: removed ones may come back after a power cut, and not all of them.
+    if let Some(gap) = segments[skipped..].windows(2).find(|pair| pair[1].number != pair[0].number + 1) {
+        let reason = format!("segment {} is missing", gap[0].number + 1);
+        return Err(Error::Corrupt { path: dir.clone(), offset: 0, reason });
+    }
     let mut reading =
         Reading { segments: Vec::new(), records: Vec::new(), next_frame: 0, end: 0, torn: 0, superseded: false };
     let count = segments.len();
     for (at, mut segment) in segments.into_iter().enumerate() {
         if at < skipped {
-            segment.length = super::SEGMENT_BYTES;
+            segment.length = *segment_bytes;
             reading.segments.push(segment);
             continue;
         }
@@ -120,7 +123,7 @@ fn read_one(reading: &mut Reading, segment: &Segment, data: &[u8]) -> Result<usi
         frames += 1;
     }
     let rest = &data[offset..];
-    let used = rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let used = used(rest);
     // A whole frame behind a broken one had been begun only after the broken one was synced: that one was damaged later.
     let begins = (ALIGN..used).step_by(ALIGN);
     let behind = |&at: &usize| frame::find(&rest[at..]).is_some_and(|frame| frame.number >= reading.next_frame);
@@ -131,4 +134,13 @@ fn read_one(reading: &mut Reading, segment: &Segment, data: &[u8]) -> Result<usi
     reading.end = offset as u64;
     reading.torn = used as u64;
     Ok(frames)
+}
+
+/// How long `data` is without the zeros at its end. Most of a segment is such zeros: they are compared by the block.
+fn used(data: &[u8]) -> usize {
+    const BLOCK: usize = 4096;
+    let zeros = [0; BLOCK];
+    let Some(last) = data.chunks(BLOCK).rposition(|block| *block != zeros[..block.len()]) else { return 0 };
+    let block = &data[last * BLOCK..data.len().min((last + 1) * BLOCK)];
+    last * BLOCK + block.iter().rposition(|&byte| byte != 0).map_or(0, |at| at + 1)
 }

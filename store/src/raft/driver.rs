@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::{
     Input, Proposed, Queue, Transport, keeper,
     pending::{Proposals, Readers},
-    recover::{TICK, stopped},
+    recover::{Sizes, TICK, stopped},
     storage::RaftStorage,
     writer,
 };
@@ -30,14 +30,10 @@ use crate::{
     image,
     lease::LeaseClock,
     log::Write,
-    mvcc::{Answer, Limits, Members, Position, Refusal, State},
+    mvcc::{Answer, Applied, Limits, Members, Position, Refusal, State},
     shared::Shared,
 };
 
-/// The log is cut once it has grown by this much, and by no less than the snapshot that cutting it takes.
-const LOG_BYTES: u64 = 32 << 20;
-/// Applied entries kept in memory for followers that are a little behind.
-const TAIL: usize = 4096;
 /// Leases ended in one tick; more wait for the next.
 const LEASES_A_TICK: usize = 64;
 /// An ended lease is tried again after this long if its revocation came to nothing.
@@ -55,6 +51,7 @@ pub struct Parts {
     pub keeper: keeper::Handle,
     pub transport: Box<dyn Transport>,
     pub limits: Limits,
+    pub sizes: Sizes,
     pub threads: Vec<JoinHandle<()>>,
     pub opened: oneshot::Sender<()>,
     pub lock: Option<fs::File>,
@@ -68,6 +65,7 @@ pub struct Driver {
     keeper: keeper::Handle,
     transport: Box<dyn Transport>,
     limits: Limits,
+    sizes: Sizes,
     threads: Vec<JoinHandle<()>>,
     opened: Option<oneshot::Sender<()>>,
     lock: Option<fs::File>,
@@ -92,7 +90,7 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(parts: Parts) -> Driver {
-        let Parts { node, shared, inbox, log, keeper, transport, limits, threads, opened, lock } = parts;
+        let Parts { node, shared, inbox, log, keeper, transport, limits, sizes, threads, opened, lock } = parts;
         // Ids must differ from those of this member's earlier lives, whose entries may be replayed: they begin at
         // the time, in nanoseconds, and no life makes one a nanosecond.
         let next_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
@@ -105,6 +103,7 @@ impl Driver {
             keeper,
             transport,
             limits,
+            sizes,
             threads,
             opened: Some(opened),
             lock,
@@ -205,7 +204,7 @@ impl Driver {
     }
 
     fn take_inputs(&mut self, wait: Duration) -> Result<(), Error> {
-        let mut proposed = Vec::new();
+        let (mut proposed, mut failed) = (Vec::new(), Ok(()));
         for input in self.inbox.take(wait) {
             match input {
                 Input::Propose(one) => proposed.push(one),
@@ -226,7 +225,8 @@ impl Driver {
                     self.snapshot_bytes = snapshot_bytes;
                     self.log_bytes_cut = self.shared.gauges.log_bytes_now();
                 }
-                Input::Failed(error) => return Err(error),
+                // Not at once: whoever else is in this batch is to hear of it too.
+                Input::Failed(error) => failed = Err(error),
                 Input::Stop(done) => {
                     let now = self.now();
                     self.shared.close(Error::Closed);
@@ -244,7 +244,7 @@ impl Driver {
             unique.extend_from_slice(&context.to_le_bytes());
             self.node.read_index(unique);
         }
-        Ok(())
+        failed
     }
 
     /// Proposes everything that has gathered as one message, hence one append and one sync.
@@ -354,7 +354,7 @@ impl Driver {
         let applied = self.applied.min(log.persisted).min(log.committed);
         if applied > log.applied {
             self.node.advance_apply_to(applied);
-            let keep = if self.node.raft.prs().is_singleton() { 0 } else { TAIL };
+            let keep = if self.node.raft.prs().is_singleton() { 0 } else { self.sizes.tail };
             self.node.mut_store().compact(applied, keep);
         }
         let raft = &self.node.raft;
@@ -408,7 +408,7 @@ impl Driver {
         Ok(image)
     }
 
-    /// Applies committed entries, then answers who proposed them, then tells the watchers.
+    /// Applies committed entries, hands out their events, answers who proposed them, and wakes the watchers.
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
         let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
         // Taken apart before the state is locked: readers wait for as little as possible.
@@ -428,7 +428,7 @@ impl Driver {
                 What::Proposal(Proposal { at, command }) => {
                     // A clock set back must not make the history look young.
                     self.at = self.at.max(at);
-                    let (answer, batch) = state.apply(position, self.at, &command);
+                    let Applied { answer, batch } = state.apply(position, self.at, &command);
                     self.time_lease(&command, &answer, now);
                     answers.extend(id.map(|id| (id, answer)));
                     batches.extend(batch);
@@ -439,10 +439,11 @@ impl Driver {
         let oldest = state.oldest();
         drop(state);
         self.applied = last;
+        let sleepers = self.shared.hub.dispatch(&batches);
         for (id, answer) in answers {
             self.proposals.answer(id, answer.map_err(Error::from));
         }
-        self.shared.hub.dispatch(&batches);
+        sleepers.wake();
         if oldest > self.shared.hub.forgotten() {
             self.shared.hub.forget(oldest);
         }
@@ -504,7 +505,7 @@ impl Driver {
             self.keeper.push(keeper::Job::Advance(forgotten));
         }
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
-        if !self.snapshot_under_way && grown > LOG_BYTES.max(self.snapshot_bytes) {
+        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(self.snapshot_bytes) {
             self.snapshot_under_way = true;
             self.keeper.push(keeper::Job::Snapshot(state.base_image()));
         }

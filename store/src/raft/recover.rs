@@ -25,7 +25,7 @@ use crate::{
     checkpoint::Checkpoint,
     disk::Disk,
     image,
-    log::{Log, Origin, Recovered, Start, failed},
+    log::{Log, Origin, Place, Recovered, SEGMENT_BYTES, Start, failed},
     mvcc::{Base, FIRST_REVISION, Image, Limits, Members, Position, State},
     shared::Shared,
 };
@@ -57,6 +57,23 @@ pub struct Parts {
     /// Locked, so that no other process uses the same directory.
     pub lock: Option<PathBuf>,
     pub transport: Box<dyn Transport>,
+    pub sizes: Sizes,
+}
+
+/// How much of the log is kept where.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    pub segment: u64,
+    /// The log is cut once it has grown by this much, and by no less than the snapshot that cutting it takes.
+    pub cut_after: u64,
+    /// Applied entries kept in memory for followers that are a little behind.
+    pub tail: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { segment: SEGMENT_BYTES, cut_after: 32 << 20, tail: 4096 }
+    }
 }
 
 impl Parts {
@@ -72,7 +89,12 @@ impl Parts {
             checkpoint: None,
             lock: None,
             transport: Box::new(super::NoPeers),
+            sizes: Sizes::default(),
         }
+    }
+
+    fn log_place(&self) -> Place {
+        Place { disk: self.disk.clone(), dir: self.log_dir.clone(), segment_bytes: self.sizes.segment }
     }
 }
 
@@ -90,7 +112,7 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
     let (image, origin, checkpoint, fresh) = load(&parts)?;
     let position = image.base.position;
     let at = Start { position, origin };
-    let (log, Recovered { hard_state, entries, torn }) = Log::open(parts.disk.clone(), parts.log_dir.clone(), at)?;
+    let (log, Recovered { hard_state, entries, torn }) = Log::open(parts.log_place(), at)?;
     if torn > 0 {
         tracing::info!(bytes = torn, "the log ended in a batch that was never finished; it is cut off");
     }
@@ -126,6 +148,7 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
         keeper: handle,
         transport: parts.transport,
         limits: parts.limits,
+        sizes: parts.sizes,
         threads,
         opened,
         lock,

@@ -1,0 +1,392 @@
+//! How a machine becomes a node of a cluster: it checks the server by the token's hash of the CA, then asks for a
+//! certificate. The certificate is kept; while it is good the token is not needed again.
+
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rcgen::{CertificateParams, DnType, KeyPair};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::Error;
+
+/// A server that does not answer is asked again so soon, and then ever more slowly.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+/// One question to a server.
+const ANSWER: Duration = Duration::from_secs(10);
+/// No certificate, token answer or error is larger.
+const BODY_MAX: usize = 1 << 20;
+
+/// `m8s1.<sha256 of the CA certificate>.<secret>`
+pub struct Token {
+    text: String,
+    ca_hash: String,
+}
+
+impl Token {
+    pub fn parse(text: &str) -> Result<Token, Error> {
+        let text = text.trim();
+        let mut parts = text.splitn(3, '.');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some("m8s1"), Some(hash), Some(secret))
+                if hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()) && !secret.is_empty() =>
+            {
+                Ok(Token { ca_hash: hash.to_lowercase(), text: text.to_owned() })
+            }
+            _ => Err(Error::Refused(
+                "the join token is not of the form m8s1.<hash>.<secret>: copy it whole, as the server prints it"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
+/// What joining gives, and what the files of `<data-dir>/agent` hold.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+    pub ca: String,
+    pub cluster: Cluster,
+}
+
+/// What the cluster tells its nodes about itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    #[serde(rename = "clusterCIDR")]
+    pub cluster_cidr: String,
+    #[serde(rename = "serviceCIDR")]
+    pub service_cidr: String,
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: IpAddr,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    certificate: String,
+    ca: String,
+    #[serde(flatten)]
+    cluster: Cluster,
+}
+
+/// Who wants to join what.
+pub struct Application<'a> {
+    pub servers: &'a [String],
+    pub token: Option<&'a str>,
+    pub node_name: &'a str,
+    pub node_ip: IpAddr,
+    pub dir: PathBuf,
+}
+
+/// Why one server gave no certificate.
+enum Refusal {
+    /// Another attempt, or another server, may do better.
+    Later(String),
+    /// Nothing but a human helps.
+    Never(Error),
+}
+
+/// The node's certificate: the kept one if it is good, else a new one.
+pub async fn identity(application: &Application<'_>) -> Result<Identity, Error> {
+    let token = application.token.map(Token::parse).transpose()?;
+    let kept = load(&application.dir)?;
+    if let Some(kept) = kept
+        && suits(&kept, application, token.as_ref(), Timestamp::now())
+    {
+        return Ok(kept);
+    }
+    let Some(token) = token else {
+        return Err(Error::Refused(
+            "this node has no valid certificate yet: give --token, as `minik8s token` prints it on the server"
+                .to_owned(),
+        ));
+    };
+    let identity = join(application, &token).await?;
+    save(&application.dir, &identity)?;
+    Ok(identity)
+}
+
+/// Whether a kept certificate is this node's, of the token's CA, and has a good part of its life before it.
+fn suits(kept: &Identity, application: &Application<'_>, token: Option<&Token>, now: Timestamp) -> bool {
+    let Some(ca) = first(&kept.ca) else { return false };
+    if token.is_some_and(|token| token.ca_hash != hex(&Sha256::digest(&ca))) {
+        return false;
+    }
+    let Some(der) = first(&kept.certificate) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    let name = format!("system:node:{}", application.node_name);
+    let named = certificate.subject().iter_common_name().any(|cn| cn.as_str() == Ok(&name));
+    let bytes = match application.node_ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let addressed = alternatives.is_some_and(|names| {
+        let own = x509_parser::extensions::GeneralName::IPAddress(&bytes);
+        names.value.general_names.contains(&own)
+    });
+    let validity = certificate.validity();
+    let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    let left = to - now.as_second();
+    // Without a token an old certificate is better than none; with one it is renewed in the last third of its life.
+    let fresh = if token.is_some() { left * 3 > to - from } else { left > 0 };
+    named && addressed && fresh
+}
+
+async fn join(application: &Application<'_>, token: &Token) -> Result<Identity, Error> {
+    let key = KeyPair::generate().map_err(|error| Error::Internal(format!("make a key: {error}")))?;
+    let mut params = CertificateParams::new(vec![application.node_name.to_owned(), application.node_ip.to_string()])
+        .map_err(|error| Error::Internal(format!("name the node in a certificate request: {error}")))?;
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{}", application.node_name));
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    let csr = params
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(|error| Error::Internal(format!("make a certificate request: {error}")))?;
+    let mut pause = RETRY_FIRST;
+    let mut told = String::new();
+    loop {
+        for server in application.servers {
+            match ask(server.trim_end_matches('/'), token, application, &csr).await {
+                Ok(answer) => {
+                    let Answer { certificate, ca, cluster } = answer;
+                    return Ok(Identity { certificate, key: key.serialize_pem(), ca, cluster });
+                }
+                Err(Refusal::Never(error)) => return Err(error),
+                Err(Refusal::Later(why)) => {
+                    // The same complaint once, not every few seconds.
+                    if why != told {
+                        tracing::warn!(server, why, "the server cannot be joined yet; trying on");
+                        told = why;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY_LAST);
+    }
+}
+
+async fn ask(server: &str, token: &Token, application: &Application<'_>, csr: &str) -> Result<Answer, Refusal> {
+    let later = |error: reqwest::Error| Refusal::Later(format!("{server}: {}", crate::pod::error_text(&error)));
+    // Nothing secret is sent and nothing is believed before the CA's hash has been compared.
+    let blind = builder().tls_danger_accept_invalid_certs(true).build().map_err(later)?;
+    let answer = blind.get(format!("{server}/cacerts")).send().await.and_then(reqwest::Response::error_for_status);
+    let ca = body(answer.map_err(later)?).await.map_err(later)?;
+    let der = first(&ca).ok_or_else(|| Refusal::Later(format!("{server} gives no CA certificate: is it minik8s?")))?;
+    let hash = hex(&Sha256::digest(&der));
+    if hash != token.ca_hash {
+        return Err(Refusal::Never(Error::Refused(format!(
+            "{server} is of another cluster than the token: its CA has the hash {hash}, the token wants {}. Take the token \
+             from that server, or correct --join",
+            token.ca_hash
+        ))));
+    }
+    let root = reqwest::Certificate::from_pem(ca.as_bytes()).map_err(later)?;
+    let verified = builder().tls_certs_only([root]).build().map_err(later)?;
+    let request = serde_json::json!({
+        "nodeName": application.node_name, "nodeIP": application.node_ip, "csr": csr,
+    });
+    let answer = verified
+        .post(format!("{server}/minik8s/v1/join"))
+        .bearer_auth(&token.text)
+        .json(&request)
+        .send()
+        .await
+        .map_err(later)?;
+    let code = answer.status();
+    let text = body(answer).await.map_err(later)?;
+    if code.is_success() {
+        return serde_json::from_str(&text).map_err(|error| {
+            Refusal::Never(Error::Refused(format!("{server} answers what this version does not understand: {error}")))
+        });
+    }
+    let message = serde_json::from_str::<serde_json::Value>(&text)
+        .ok()
+        .and_then(|status| Some(status.get("message")?.as_str()?.to_owned()))
+        .unwrap_or_else(|| format!("{server} answered {code}"));
+    if code.is_server_error() || code == http::StatusCode::TOO_MANY_REQUESTS {
+        return Err(Refusal::Later(message));
+    }
+    Err(Refusal::Never(Error::Refused(message)))
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(ANSWER)
+}
+
+async fn body(mut answer: reqwest::Response) -> Result<String, reqwest::Error> {
+    let mut whole = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        whole.extend_from_slice(&piece);
+        if whole.len() > BODY_MAX {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&whole).into_owned())
+}
+
+/// The first certificate of a PEM text, as DER.
+fn first(pem: &str) -> Option<Vec<u8>> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).ok().map(|der| der.to_vec())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+const FILES: [&str; 4] = ["node.crt", "node.key", "ca.crt", "cluster.json"];
+
+/// The kept identity; None when there is none, or not a whole one.
+fn load(dir: &Path) -> Result<Option<Identity>, Error> {
+    let mut texts = Vec::new();
+    for name in FILES {
+        let path = dir.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => texts.push(text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::Io { operation: "read", path, source }),
+        }
+    }
+    let [certificate, key, ca, cluster] = <[String; 4]>::try_from(texts).unwrap_or_default();
+    Ok(serde_json::from_str(&cluster).ok().map(|cluster| Identity { certificate, key, ca, cluster }))
+}
+
+fn save(dir: &Path, identity: &Identity) -> Result<(), Error> {
+    let io = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Io { operation, path, source }
+    };
+    fs::create_dir_all(dir).map_err(io("create", dir))?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io("protect", dir))?;
+    let cluster = serde_json::to_string(&identity.cluster).unwrap_or_default();
+    let texts = [&identity.certificate, &identity.key, &identity.ca, &cluster];
+    for (name, text) in FILES.iter().zip(texts) {
+        let next = dir.join(format!("{name}.next"));
+        let _ = fs::remove_file(&next);
+        let opened = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next);
+        opened.and_then(|mut file| io::Write::write_all(&mut file, text.as_bytes())).map_err(io("write", &next))?;
+        fs::rename(&next, dir.join(name)).map_err(io("write", &next))?;
+    }
+    Ok(())
+}
+
+/// The address that this machine would use towards the first server: a connected UDP socket sends nothing, but it makes
+/// the kernel choose a route.
+pub async fn source_address(servers: &[String]) -> Result<IpAddr, Error> {
+    let mut why = "no server is given".to_owned();
+    for server in servers {
+        let Some(target) = host_and_port(server) else {
+            why = format!("{server:?} is not of the form https://HOST:PORT");
+            continue;
+        };
+        let found = async {
+            let address: SocketAddr = tokio::net::lookup_host(&target)
+                .await?
+                .next()
+                .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
+            let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address)?;
+            Ok::<_, io::Error>(socket.local_addr()?.ip())
+        };
+        match found.await {
+            Ok(ip) => return Ok(ip),
+            Err(error) => why = format!("{target}: {error}"),
+        }
+    }
+    Err(Error::Refused(format!("this machine has no address towards the server ({why}): give --node-ip")))
+}
+
+fn host_and_port(server: &str) -> Option<String> {
+    let url = reqwest::Url::parse(server).ok()?;
+    Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertifiedIssuer, IsCa};
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_checked_before_anything_is_asked() {
+        let hash = "ab".repeat(32);
+        assert_eq!(Token::parse(&format!(" m8s1.{hash}.s.e.c\n")).map(|t| t.ca_hash).ok(), Some(hash.clone()));
+        for bad in ["", "m8s1", "m8s1.ab.c", &format!("m8s2.{hash}.x"), &format!("m8s1.{hash}."), &"x".repeat(70)] {
+            assert!(Token::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn issued(name: &str, ip: &str) -> Identity {
+        let mut params = CertificateParams::new(vec!["ca".to_owned()]).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
+        let key = KeyPair::generate().expect("a key");
+        let mut leaf = CertificateParams::new(vec![name.to_owned(), ip.to_owned()]).expect("parameters");
+        leaf.distinguished_name.push(DnType::CommonName, format!("system:node:{name}"));
+        leaf.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        leaf.not_after = rcgen::date_time_ymd(2027, 1, 1);
+        Identity {
+            certificate: leaf.signed_by(&key, &ca).expect("a certificate").pem(),
+            key: key.serialize_pem(),
+            ca: ca.pem(),
+            cluster: Cluster {
+                cluster_cidr: "10.244.0.0/16".to_owned(),
+                service_cidr: "10.96.0.0/16".to_owned(),
+                cluster_dns: IpAddr::from([10, 96, 0, 10]),
+            },
+        }
+    }
+
+    #[test]
+    fn a_kept_certificate_is_used_while_it_suits() {
+        let home = tempfile::tempdir().expect("a directory");
+        assert!(load(home.path()).expect("readable").is_none());
+        save(home.path(), &issued("n1", "192.0.2.1")).expect("saved");
+        let mode = fs::metadata(home.path().join("node.key")).expect("a key").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let kept = load(home.path()).expect("readable").expect("whole");
+        let hash = hex(&Sha256::digest(first(&kept.ca).expect("a CA")));
+        let own = Token { text: String::new(), ca_hash: hash };
+        let other = Token { text: String::new(), ca_hash: "00".repeat(32) };
+        // (name, address, token, now, good)
+        let table = [
+            ("n1", "192.0.2.1", None, "2026-06-01T00:00:00Z", true),
+            ("n1", "192.0.2.1", Some(&own), "2026-06-01T00:00:00Z", true),
+            ("n1", "192.0.2.1", Some(&own), "2026-11-01T00:00:00Z", false),
+            ("n1", "192.0.2.1", None, "2026-11-01T00:00:00Z", true),
+            ("n1", "192.0.2.1", None, "2027-01-02T00:00:00Z", false),
+            ("n1", "192.0.2.1", Some(&other), "2026-06-01T00:00:00Z", false),
+            ("n2", "192.0.2.1", None, "2026-06-01T00:00:00Z", false),
+            ("n1", "192.0.2.2", None, "2026-06-01T00:00:00Z", false),
+        ];
+        for (name, ip, token, now, good) in table {
+            let application = Application {
+                servers: &[],
+                token: None,
+                node_name: name,
+                node_ip: ip.parse().expect("an address"),
+                dir: PathBuf::new(),
+            };
+            let now = now.parse().expect("a time");
+            assert_eq!(suits(&kept, &application, token, now), good, "{name} {ip} {now}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_route_to_the_server_gives_the_address() {
+        let found = source_address(&["https://127.0.0.1:6443".to_owned()]).await.expect("an address");
+        assert_eq!(found, IpAddr::from([127, 0, 0, 1]));
+        assert!(source_address(&["nonsense".to_owned()]).await.is_err());
+    }
+}

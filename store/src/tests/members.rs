@@ -1,0 +1,201 @@
+//! Three voters over a network in memory.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use ::raft::eraftpb::Message;
+
+use super::{contents, in_time, put_into};
+use crate::{
+    Error, Store,
+    disk::memory::MemoryDisk,
+    mvcc::Limits,
+    raft::{Input, Parts, Queue, Sizes, Transport},
+};
+
+#[derive(Clone, Default)]
+struct Network(Arc<Mutex<Wires>>);
+
+#[derive(Default)]
+struct Wires {
+    inboxes: BTreeMap<u64, Arc<Queue<Input>>>,
+    cut: BTreeSet<u64>,
+}
+
+struct Plug {
+    network: Network,
+    from: u64,
+}
+
+impl Transport for Plug {
+    fn send(&mut self, message: Message) {
+        let wires = self.network.0.lock().unwrap();
+        if wires.cut.contains(&self.from) || wires.cut.contains(&message.to) {
+            return;
+        }
+        if let Some(inbox) = wires.inboxes.get(&message.to) {
+            inbox.push(Input::Message(Box::new(message)));
+        }
+    }
+}
+
+impl Network {
+    async fn start(&self, id: u64, disk: &MemoryDisk) -> Store {
+        let limits = Limits { revisions: 50, age_ms: u64::MAX / 8, bytes: 1 << 20 };
+        let store = Store::open_with(Parts {
+            voters: vec![1, 2, 3],
+            transport: Box::new(Plug { network: self.clone(), from: id }),
+            sizes: Sizes { segment: 64 << 10, cut_after: 32 << 10, tail: 20 },
+            ..Parts::on_disk(id, limits, Arc::new(disk.clone()))
+        })
+        .await
+        .unwrap();
+        self.0.lock().unwrap().inboxes.insert(id, store.inbox());
+        store
+    }
+
+    fn cut(&self, id: u64) {
+        self.0.lock().unwrap().cut.insert(id);
+    }
+
+    fn heal(&self) {
+        self.0.lock().unwrap().cut.clear();
+    }
+}
+
+struct Group {
+    network: Network,
+    disks: BTreeMap<u64, MemoryDisk>,
+    stores: BTreeMap<u64, Store>,
+}
+
+impl Group {
+    async fn start() -> Group {
+        let network = Network::default();
+        let disks: BTreeMap<u64, MemoryDisk> = (1..=3).map(|id| (id, MemoryDisk::default())).collect();
+        let mut stores = BTreeMap::new();
+        for (&id, disk) in &disks {
+            stores.insert(id, network.start(id, disk).await);
+        }
+        Group { network, disks, stores }
+    }
+
+    async fn restart(&mut self, id: u64) {
+        self.stores[&id].shutdown().await.unwrap();
+        // Nothing is lost by a power cut on the way either.
+        let disk = self.disks[&id].after_power_cut(id);
+        self.stores.insert(id, self.network.start(id, &disk).await);
+        self.disks.insert(id, disk);
+    }
+
+    /// Puts through any of `ids`, again and again until it is done: a write whose outcome is unknown is repeated.
+    async fn put(&self, ids: &[u64], key: &str, value: &str) {
+        in_time(&format!("a put through {ids:?}"), async {
+            for id in ids.iter().cycle() {
+                match put_into(&self.stores[id], key, value).await {
+                    Ok(_) => return,
+                    Err(Error::Unavailable | Error::LeaderChanged { .. } | Error::Timeout { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn leader(&self, among: &[u64]) -> u64 {
+        in_time("a leader", async {
+            loop {
+                let mut leaders = among.iter().map(|id| self.stores[id].status().leader_id);
+                let first = leaders.next().unwrap();
+                if first != 0 && among.contains(&first) && leaders.all(|leader| leader == first) {
+                    return first;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+    }
+
+    async fn all_equal(&self) {
+        in_time("all members to be equal", async {
+            loop {
+                let states: Vec<_> =
+                    self.stores.values().map(|store| (store.snapshot().revision(), contents(store))).collect();
+                if states.windows(2).all(|pair| pair[0] == pair[1]) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_elect_replicate_and_lose_their_leader() {
+    let mut group = Group::start().await;
+    let leader = group.leader(&[1, 2, 3]).await;
+    for id in 1..=3 {
+        // A follower passes a write on; its own reads see it after a barrier.
+        group.put(&[id], &format!("through-{id}"), "1").await;
+        let store = &group.stores[&id];
+        in_time("a barrier", store.read_barrier()).await.unwrap();
+        assert!(store.snapshot().get(format!("through-{id}").as_bytes()).is_some());
+    }
+    group.all_equal().await;
+
+    // The leader is cut off: it can promise nothing any more, and the others go on without it.
+    group.network.cut(leader);
+    let others: Vec<u64> = (1..=3).filter(|&id| id != leader).collect();
+    let lonely = group.stores[&leader].clone();
+    let stuck = tokio::spawn(async move { (put_into(&lonely, "lost", "1").await, lonely.read_barrier().await) });
+    let next = group.leader(&others).await;
+    assert_ne!(next, leader);
+    for n in 0..200 {
+        group.put(&others, &format!("without-{n}"), &"x".repeat(200)).await;
+    }
+    let (write, read) = in_time("the old leader's answer", stuck).await.unwrap();
+    assert!(
+        matches!(write, Err(Error::LeaderChanged { .. } | Error::Timeout { .. } | Error::Unavailable)),
+        "{write:?}"
+    );
+    assert!(read.is_err(), "a member without a majority cannot know what is newest");
+
+    // It comes back, far behind: it is sent a snapshot, forgets what it could not commit, and can be restarted.
+    let watched = group.stores[&leader].watch(crate::prefix_end(b"\xff"), crate::prefix_end(b"\xff"), 2);
+    group.network.heal();
+    group.all_equal().await;
+    assert!(group.stores[&leader].snapshot().get(b"lost").is_none());
+    drop(watched);
+    for round in 0..3 {
+        group.restart(leader).await;
+        group.put(&[leader], &format!("round-{round}"), "1").await;
+        group.all_equal().await;
+    }
+    assert!(group.stores[&leader].snapshot().get(b"round-2").is_some());
+    for store in group.stores.values() {
+        store.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_majority_that_restarts_has_everything() {
+    let mut group = Group::start().await;
+    for n in 0..100 {
+        group.put(&[1, 2, 3], &format!("{n}"), "v").await;
+    }
+    for id in 1..=3 {
+        group.restart(id).await;
+    }
+    group.put(&[1, 2, 3], "after", "v").await;
+    group.all_equal().await;
+    assert_eq!(group.stores[&2].snapshot().len(), 101);
+    for store in group.stores.values() {
+        store.shutdown().await.unwrap();
+    }
+}
