@@ -111,14 +111,20 @@ fn copy(program: &Path) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn check(sealed: &Sealed) {
         let output = std::process::Command::new(sealed.path()).arg("sealed").output().unwrap();
         assert_eq!(output.stdout, b"sealed\n");
-        let error = fs::OpenOptions::new().write(true).open(sealed.path()).unwrap_err();
-        let errno = error.raw_os_error();
-        assert!(matches!(errno, Some(libc::EROFS | libc::EPERM | libc::ETXTBSY | libc::EACCES)), "{error}");
+        // A sealed file can be opened for writing, but not written.
+        let written = fs::OpenOptions::new().write(true).open(sealed.path()).and_then(|mut f| f.write_all(b"evil"));
+        let error = written.unwrap_err();
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::EROFS | libc::EPERM | libc::ETXTBSY | libc::EACCES)),
+            "{error}"
+        );
     }
 
     #[test]

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+
+const LAST_SIGNAL: i32 = 64;
 
 /// Runs the command of an OCI process.
 #[derive(Clone, Default)]
@@ -96,10 +99,15 @@ fn executable(path: &Path) -> Result<(), Errno> {
 
 /// The shim blocks SIGCHLD and ignores SIGPIPE; both outlive execve unless they are undone.
 fn reset_signals() -> nix::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
-        // SAFETY: the default disposition runs no code of ours.
-        unsafe { sigaction(signal, &default) }?;
+    // By system call: glibc keeps two signals to itself and would leave them as some parent ignored them.
+    // An all-zero kernel sigaction is the default disposition, whatever the architecture's layout.
+    let default = [0u64; 8];
+    for signal in (1..=LAST_SIGNAL).filter(|s| !matches!(*s, libc::SIGKILL | libc::SIGSTOP)) {
+        // SAFETY: the kernel reads a sigaction no longer than `default`; no old one is asked for; 8 is its mask's size.
+        let result = unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8usize)
+        };
+        Errno::result(result)?;
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }

@@ -22,9 +22,19 @@ pub struct Host {
 /// Removes what a test leaves when it fails half way.
 impl Drop for Host {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        let (runtime, pods) = (self.runtime.clone(), fs::read_dir(self.dir.join("run/pods")));
+        let uids: Vec<String> =
+            pods.into_iter().flatten().flatten().map(|e| e.file_name().into_string().unwrap()).collect();
+        // A runtime of its own, as the test's may be the one that is unwinding.
+        let clean = move || {
+            let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            for uid in uids {
+                let _ = tokio.block_on(runtime.remove_sandbox(&uid));
+            }
+            let _ = runtime.remove_cgroups();
+        };
+        let _ = std::thread::spawn(clean).join();
+        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -117,18 +127,25 @@ impl Host {
         log.lines().map(|l| l.splitn(4, ' ').nth(3).unwrap_or_default()).collect::<Vec<_>>().join("\n")
     }
 
+    fn pod_dir(&self, uid: &str) -> String {
+        self.dir.join("run/pods").join(uid).display().to_string()
+    }
+
     /// Nothing of the pod is left on the machine.
     pub fn assert_gone(&self, uid: &str) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let left: Vec<&str> = mounts.lines().filter(|l| l.contains(uid)).collect();
+        let left: Vec<&str> = mounts.lines().filter(|l| l.contains(&*self.pod_dir(uid))).collect();
         assert!(left.is_empty(), "mounts left: {left:#?}");
         assert!(!self.dir.join("run/pods").join(uid).exists());
         assert!(!self.dir.join("data/containers").join(uid).exists());
-        for group in find_cgroups(&format!("pod{uid}")) {
-            panic!("cgroup left: {}", group.display());
+        let groups = find_cgroups(&self.name);
+        for group in groups.iter().flat_map(|g| fs::read_dir(g).into_iter().flatten().flatten()) {
+            assert!(!group.file_name().to_string_lossy().contains(uid), "cgroup left: {group:?}");
         }
         // The shim's parent reaps it; until then it may be seen as a zombie, which has no command line.
-        let shim = |p: &PathBuf| fs::read(p.join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(uid));
+        let shim = |p: &PathBuf| {
+            fs::read(p.join("cmdline")).is_ok_and(|c| String::from_utf8_lossy(&c).contains(&*self.pod_dir(uid)))
+        };
         let processes = fs::read_dir("/proc").unwrap().flatten().map(|e| e.path());
         let left: Vec<PathBuf> = processes.filter(|p| p.join("cmdline").exists()).filter(shim).collect();
         assert!(left.is_empty(), "processes left: {left:?}");
