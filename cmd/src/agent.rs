@@ -27,7 +27,7 @@ pub fn config(join: Vec<String>, token: Option<String>, data_dir: PathBuf, flags
         join,
         token,
         data_dir,
-        run_dir: flags.run_dir,
+        run_dir: flags.run.run_dir,
         node_name,
         node_ip: flags.node_ip,
         labels: flags.node_label,

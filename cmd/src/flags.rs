@@ -104,10 +104,16 @@ pub struct Agent {
 }
 
 #[derive(Args, Debug)]
-pub struct Node {
+pub struct RunDir {
     /// Where sockets and mounts live until the next boot.
     #[arg(long, env = "MINIK8S_RUN_DIR", default_value = "/run/minik8s", value_name = "DIR")]
     pub run_dir: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Node {
+    #[command(flatten)]
+    pub run: RunDir,
     /// The node's name; the host's when not given.
     #[arg(long, env = "MINIK8S_NODE_NAME", value_name = "NAME")]
     pub node_name: Option<String>,
@@ -147,6 +153,8 @@ pub struct Dev {
 pub struct Image {
     #[command(flatten)]
     pub data: DataDir,
+    #[command(flatten)]
+    pub run: RunDir,
     #[command(subcommand)]
     pub action: ImageAction,
 }

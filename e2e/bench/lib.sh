@@ -1,5 +1,5 @@
 # Shared by the benchmarks: a host of their own in a network namespace, a cluster on it, and its end.
-# Needs root, kubectl, nft, docker-registry, skopeo, umoci and busybox. Everything goes when the script ends.
+# Needs root, kubectl, nft, docker-registryskopeo and busybox. Everything goes when the script ends.
 
 ns=m8s-bench; dir=$(mktemp -d /tmp/m8s-bench-XXXXXX); node=bench
 
@@ -16,17 +16,11 @@ host_up() {
 
 # A registry at 127.0.0.1:5000 of the host, with busybox:latest.
 registry_up() {
-  mkdir -p "$dir/rootfs/bin" "$dir/rootfs/etc"
-  cp "$(command -v busybox)" "$dir/rootfs/bin/busybox"
-  for t in $(busybox --list); do [ "$t" = busybox ] || ln -sf busybox "$dir/rootfs/bin/$t"; done
-  echo 'root:x:0:0:root:/:/bin/sh' >"$dir/rootfs/etc/passwd"
-  umoci init --layout "$dir/oci"; umoci new --image "$dir/oci:busybox"
-  umoci insert --image "$dir/oci:busybox" "$dir/rootfs" /
-  umoci config --image "$dir/oci:busybox" --config.cmd sh --config.env PATH=/bin
+  "$(dirname "$0")/../images.sh" "$dir/images"
   printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: 127.0.0.1:5000}\n' "$dir/registry" >"$dir/registry.yml"
   in_ns docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
   until in_ns curl -sf http://127.0.0.1:5000/v2/ >/dev/null; do :; done
-  in_ns skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$dir/oci:busybox" docker://127.0.0.1:5000/library/busybox:latest
+  in_ns skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$dir/images/oci:busybox" docker://127.0.0.1:5000/library/busybox:latest
   printf 'mirrors: {docker.io: {endpoint: ["http://127.0.0.1:5000"]}}\n' >"$dir/registries.yaml"
 }
 

@@ -9,11 +9,6 @@ use crate::{
     wait::{seconds, wait},
 };
 
-/// What nginx answers tells who answered and whom it saw.
-const NGINX_CONF: &str = "daemon off; error_log /dev/stderr; pid /tmp/nginx.pid; events {}
-http { access_log /dev/stdout; server { listen 80; location / { default_type text/plain; return 200 \"$hostname saw $remote_addr\\n\"; } } }
-";
-
 /// A registry on a host of its own. It ends when dropped.
 pub struct Registry {
     child: Child,
@@ -67,43 +62,10 @@ impl Drop for Registry {
     }
 }
 
-/// An OCI layout with the images `busybox`, `nginx`, `nginx2` (which answers from another page) and `demo`.
-pub fn layout(dir: &Path) -> Result<std::path::PathBuf> {
-    let layout = dir.join("oci");
-    let root = dir.join("rootfs");
-    let stage = format!(
-        "set -e
-         mkdir -p {root}/bin {root}/etc {root}/tmp {root}/usr/sbin {root}/www {root}/var/log/nginx {root}/var/lib/nginx
-         chmod 1777 {root}/tmp
-         cp $(command -v busybox) {root}/bin/busybox
-         for t in $({root}/bin/busybox --list); do [ -e {root}/bin/$t ] || ln -s busybox {root}/bin/$t; done
-         printf 'root:x:0:0:root:/root:/bin/sh\\nnobody:x:65534:65534:nobody:/:/bin/false\\n' >{root}/etc/passwd
-         printf 'root:x:0:\\nnogroup:x:65534:\\n' >{root}/etc/group
-         echo 'hello from the demo' >{root}/www/index.html
-         umoci init --layout {layout}
-         umoci new --image {layout}:busybox
-         umoci insert --image {layout}:busybox {root} /
-         umoci config --image {layout}:busybox --config.cmd sh --config.env PATH=/bin:/usr/bin:/usr/sbin
-         umoci tag --image {layout}:busybox demo
-         umoci config --image {layout}:demo --config.cmd httpd --config.cmd=-f --config.cmd=-p --config.cmd=3000 --config.cmd=-h --config.cmd=/www
-         mkdir -p {root}2/usr/sbin {root}2/usr/bin {root}2/etc/nginx
-         for f in /usr/sbin/nginx /usr/bin/curl; do
-           cp $f {root}2$f
-           ldd $f | grep -o '/[^ ]*' | while read l; do mkdir -p {root}2$(dirname $l); cp -Ln $l {root}2$l; done
-         done
-         cp {conf} {root}2/etc/nginx/nginx.conf
-         umoci tag --image {layout}:busybox nginx
-         umoci insert --image {layout}:nginx {root}2 /
-         umoci config --image {layout}:nginx --clear=config.cmd --config.cmd=nginx
-         sed -i 's/saw/version-two-saw/' {root}2/etc/nginx/nginx.conf
-         umoci tag --image {layout}:nginx nginx2
-         umoci insert --image {layout}:nginx2 {root}2/etc/nginx /etc/nginx
-         ",
-        root = root.display(),
-        layout = layout.display(),
-        conf = dir.join("nginx.conf").display(),
-    );
-    fs::write(dir.join("nginx.conf"), NGINX_CONF)?;
-    sh(&stage).context("make images")?;
-    Ok(layout)
+/// An OCI layout with the images `busybox`, `demo` (port 3000), `nginx` (tells who answered whom) and `nginx2` (in other
+/// words).
+pub fn layout(dir: &Path) -> Result<PathBuf> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/images.sh");
+    sh(&format!("{script} {}", dir.display())).context("make images")?;
+    Ok(dir.join("oci"))
 }

@@ -48,7 +48,12 @@ fn declare(skeleton: &Skeleton) -> String {
     //
     // Masqueraded is, in this order: a pod that reached itself through a service, for it would answer itself without
     // our seeing it; a pod that calls out of the cluster; and a caller from outside whom a service sent on to another
-    // node, for the answer must come back this way. To this node's own pods the caller's address stays as it is.
+    // node, for the answer must come back this way (with ports by chance: two processors that look for a free one at
+    // the same time would else find the same). To this node's own pods the caller's address stays as it is.
+    //
+    // A packet that is underway in the old table at the very moment when a new one takes its place may miss both. It
+    // must not get out: the connection would be tracked without a translation, and stay so however often it is tried
+    // again. Dropped here it is not tracked, and its repetition finds the new table.
     //
     // The vxlan device has less room than a pod's link: TCP is told at once instead of by an ICMP error.
     format!(
@@ -82,11 +87,16 @@ fn declare(skeleton: &Skeleton) -> String {
     oifname \"lo\" return
     ct status dnat ip saddr . ip daddr @hairpin masquerade
     oifname \"{BRIDGE}\" return
-    ip saddr {cluster_cidr} ip daddr != {cluster_cidr} ip daddr != 224.0.0.0/4 masquerade
-    ct status dnat ip saddr != {cluster_cidr} masquerade
+    ip saddr {cluster_cidr} ip daddr != {cluster_cidr} ip daddr != 224.0.0.0/4 masquerade fully-random
+    ct status dnat ip saddr != {cluster_cidr} masquerade fully-random
+  }}
+  chain filter-output {{
+    type filter hook output priority filter; policy accept;
+    ip daddr != {cluster_dns} ip daddr {service_cidr} drop
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    ip daddr {service_cidr} drop
     oifname \"{VXLAN}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
     iifname \"{VXLAN}\" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
   }}

@@ -1,6 +1,7 @@
 //! The listener on the cluster's DNS address.
 
 use std::{
+    io::ErrorKind,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -19,7 +20,7 @@ use hickory_server::{
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -50,6 +51,10 @@ pub struct Server {
     server: Hickory<Handler>,
 }
 
+/// An address in use is tried for a second in all.
+const BIND_ATTEMPTS: usize = 50;
+const BIND_PAUSE: Duration = Duration::from_millis(20);
+
 /// Listeners close at once when they are told to; a stop does not wait longer.
 const STOP_TIME: Duration = Duration::from_secs(1);
 
@@ -58,8 +63,8 @@ impl Server {
     pub async fn start(address: Ipv4Addr, zone: Zone, index: Shared) -> Result<Server> {
         let at = SocketAddr::from((address, PORT));
         let refused = |protocol| move |source| Error::DnsListen { address, protocol, source: Arc::new(source) };
-        let udp = UdpSocket::bind(at).await.map_err(refused("UDP"))?;
-        let tcp = TcpListener::bind(at).await.map_err(refused("TCP"))?;
+        let udp = patiently(|| UdpSocket::bind(at)).await.map_err(refused("UDP"))?;
+        let tcp = patiently(|| TcpListener::bind(at)).await.map_err(refused("TCP"))?;
         let mut server = Hickory::new(Handler { zone, index, forward: Forward::new(address) });
         server.register_socket(udp);
         server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
@@ -72,6 +77,21 @@ impl Server {
             tracing::debug!(%error, "cluster DNS ended with an error");
         }
     }
+}
+
+/// Tries again while the address is in use: by a former agent that is just ending, or by a process that one of ours
+/// is just starting, which has our sockets until it runs its program.
+async fn patiently<T, F>(bind: impl Fn() -> F) -> std::io::Result<T>
+where
+    F: Future<Output = std::io::Result<T>>,
+{
+    for _ in 1..BIND_ATTEMPTS {
+        match bind().await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => sleep(BIND_PAUSE).await,
+            result => return result,
+        }
+    }
+    bind().await
 }
 
 struct Handler {

@@ -199,15 +199,13 @@ impl Runtime {
     }
 
     /// The ids of the images that containers of this node use.
-    pub fn images_in_use(&self) -> Result<BTreeSet<String>, Error> {
-        let root = self.inner.config.run_dir.join("pods");
-        let pods = fs::read_dir(&root).into_iter().flatten().flatten();
-        Ok(pods.flat_map(|pod| records(&pod.path())).map(|r| r.image).collect())
+    pub fn images_in_use(&self) -> BTreeSet<String> {
+        images_in_use(&self.inner.config.run_dir)
     }
 
     /// Removes images (never those in use) and what nothing names.
     pub fn collect_images(&self, collect: Collect) -> Result<Collected, Error> {
-        Ok(self.inner.images.gc(&self.images_in_use()?, collect)?)
+        Ok(self.inner.images.gc(&self.images_in_use(), collect)?)
     }
 
     pub(super) async fn ask(
@@ -240,4 +238,10 @@ fn read_record(bundle: &Path) -> Option<Record> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let bytes = serde_json::to_vec(value).map_err(|e| Error::io("encode", path)(e.into()))?;
     fs::write(path, bytes).map_err(Error::io("write", path))
+}
+
+/// The ids of the images that the containers below a run directory use. Asks no shim, so it works beside an agent.
+pub fn images_in_use(run_dir: &Path) -> BTreeSet<String> {
+    let pods = fs::read_dir(run_dir.join("pods")).into_iter().flatten().flatten();
+    pods.flat_map(|pod| records(&pod.path())).map(|r| r.image).collect()
 }

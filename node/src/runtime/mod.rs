@@ -29,6 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 pub use cgroup::Cgroups;
+pub use container::images_in_use;
 pub use error::Error;
 pub use exec::{AttachSpec, EXEC_SYNC_OUTPUT, ExecSession, Reader, Resizer, Writer};
 pub use types::*;
