@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -23,6 +23,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 /// One question to a server.
 const ANSWER: Duration = Duration::from_secs(10);
+/// An address of nobody (RFC 5737), reached by the default route if there is one.
+const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 /// No certificate, token answer or error is larger.
 const BODY_MAX: usize = 1 << 20;
 
@@ -87,10 +89,19 @@ pub struct Application<'a> {
     pub dir: PathBuf,
 }
 
+/// Whether this machine has had the node's name before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Name {
+    New,
+    Ours,
+}
+
 /// Why one server gave no certificate.
 enum Refusal {
     /// Another attempt, or another server, may do better.
     Later(String),
+    /// A node of this name is alive.
+    Taken(String),
     /// Nothing but a human helps.
     Never(Error),
 }
@@ -99,6 +110,8 @@ enum Refusal {
 pub async fn identity(application: &Application<'_>) -> Result<Identity, Error> {
     let token = application.token.map(Token::parse).transpose()?;
     let kept = load(&application.dir)?;
+    let name =
+        if kept.as_ref().is_some_and(|kept| names(kept, application.node_name)) { Name::Ours } else { Name::New };
     if let Some(kept) = kept
         && suits(&kept, application, token.as_ref(), Timestamp::now())
     {
@@ -110,7 +123,7 @@ pub async fn identity(application: &Application<'_>) -> Result<Identity, Error> 
                 .to_owned(),
         ));
     };
-    let identity = join(application, &token).await?;
+    let identity = join(application, &token, name).await?;
     save(&application.dir, &identity)?;
     Ok(identity)
 }
@@ -123,8 +136,7 @@ fn suits(kept: &Identity, application: &Application<'_>, token: Option<&Token>, 
     }
     let Some(der) = first(&kept.certificate) else { return false };
     let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
-    let name = format!("system:node:{}", application.node_name);
-    let named = certificate.subject().iter_common_name().any(|cn| cn.as_str() == Ok(&name));
+    let named = names(kept, application.node_name);
     let bytes = match application.node_ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -142,7 +154,15 @@ fn suits(kept: &Identity, application: &Application<'_>, token: Option<&Token>, 
     named && addressed && fresh
 }
 
-async fn join(application: &Application<'_>, token: &Token) -> Result<Identity, Error> {
+/// Whether a kept certificate is for this node's name.
+fn names(kept: &Identity, node: &str) -> bool {
+    let Some(der) = first(&kept.certificate) else { return false };
+    let Ok((_, certificate)) = X509Certificate::from_der(&der) else { return false };
+    let wanted = format!("system:node:{node}");
+    certificate.subject().iter_common_name().any(|cn| cn.as_str() == Ok(&wanted))
+}
+
+async fn join(application: &Application<'_>, token: &Token, name: Name) -> Result<Identity, Error> {
     let key = KeyPair::generate().map_err(|error| Error::Internal(format!("make a key: {error}")))?;
     let mut params = CertificateParams::new(vec![application.node_name.to_owned(), application.node_ip.to_string()])
         .map_err(|error| Error::Internal(format!("name the node in a certificate request: {error}")))?;
@@ -162,7 +182,9 @@ async fn join(application: &Application<'_>, token: &Token) -> Result<Identity, 
                     return Ok(Identity { certificate, key: key.serialize_pem(), ca, cluster });
                 }
                 Err(Refusal::Never(error)) => return Err(error),
-                Err(Refusal::Later(why)) => {
+                Err(Refusal::Taken(why)) if name == Name::New => return Err(Error::Refused(why)),
+                // The live node of this name is this one, at an address it no longer has: its lease will run out.
+                Err(Refusal::Later(why) | Refusal::Taken(why)) => {
                     // The same complaint once, not every few seconds.
                     if why != told {
                         tracing::warn!(server, why, "the server cannot be joined yet; trying on");
@@ -216,6 +238,9 @@ async fn ask(server: &str, token: &Token, application: &Application<'_>, csr: &s
         .unwrap_or_else(|| format!("{server} answered {code}"));
     if code.is_server_error() || code == http::StatusCode::TOO_MANY_REQUESTS {
         return Err(Refusal::Later(message));
+    }
+    if code == http::StatusCode::CONFLICT {
+        return Err(Refusal::Taken(message));
     }
     Err(Refusal::Never(Error::Refused(message)))
 }
@@ -294,10 +319,10 @@ pub async fn source_address(servers: &[String]) -> Result<IpAddr, Error> {
                 .await?
                 .next()
                 .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no address"))?;
-            let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(address)?;
-            Ok::<_, io::Error>(socket.local_addr()?.ip())
+            let ip = route(address)?;
+            // Beside a server on this very machine the node is better known by the address that others would use.
+            let elsewhere = if ip.is_loopback() { route(ELSEWHERE).ok() } else { None };
+            Ok::<_, io::Error>(elsewhere.unwrap_or(ip))
         };
         match found.await {
             Ok(ip) => return Ok(ip),
@@ -305,6 +330,13 @@ pub async fn source_address(servers: &[String]) -> Result<IpAddr, Error> {
         }
     }
     Err(Error::Refused(format!("this machine has no address towards the server ({why}): give --node-ip")))
+}
+
+fn route(target: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = if target.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn host_and_port(server: &str) -> Option<String> {
@@ -386,7 +418,7 @@ mod tests {
     #[tokio::test]
     async fn the_route_to_the_server_gives_the_address() {
         let found = source_address(&["https://127.0.0.1:6443".to_owned()]).await.expect("an address");
-        assert_eq!(found, IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(found, route(ELSEWHERE).unwrap_or(IpAddr::from([127, 0, 0, 1])));
         assert!(source_address(&["nonsense".to_owned()]).await.is_err());
     }
 }

@@ -32,10 +32,24 @@ const POST_START_MAX: Duration = Duration::from_secs(600);
 pub enum Outcome {
     Volumes(Result<Ready, String>),
     Sandbox(Result<Vec<IpAddr>, String>),
-    Image { container: String, result: Result<Image, ImageError> },
-    Started { container: String, attempt: u32, result: Result<(), StartFailure> },
-    PreStopDone { container: String, attempt: u32 },
+    Image {
+        container: String,
+        result: Result<Image, ImageError>,
+    },
+    Started {
+        container: String,
+        attempt: u32,
+        result: Result<(), StartFailure>,
+    },
+    PreStopDone {
+        container: String,
+        attempt: u32,
+    },
     Signalled,
+    /// Whether the sandbox is there.
+    Checked {
+        alive: bool,
+    },
     TornDown(Result<(), String>),
     Looked(Result<Vec<Seen>, runtime::Error>),
     Written(Result<(), client::Error>),
@@ -397,6 +411,18 @@ pub async fn signal(context: Arc<Context>, id: ContainerId, signal: i32) -> Outc
         tracing::warn!(pod = id.pod_uid, container = id.name, signal, error = chain(&error), "a signal got lost");
     }
     Outcome::Signalled
+}
+
+/// Whether the sandbox that was reported lost is. A runtime that does not answer has lost nothing yet.
+pub async fn check(context: Arc<Context>, pod: Arc<Pod>) -> Outcome {
+    let alive = match context.runtime.sandboxes().await {
+        Ok(all) => all.iter().any(|s| s.uid == uid(&pod) && s.state == runtime::SandboxState::Ready),
+        Err(error) => {
+            tracing::warn!(pod = uid(&pod), error = chain(&error), "the pod's sandbox cannot be looked for");
+            true
+        }
+    };
+    Outcome::Checked { alive }
 }
 
 /// What the runtime has of the pod, with the last words of containers that have ended.

@@ -55,6 +55,11 @@ impl Worker {
                 }
             }
             Outcome::Signalled => {}
+            Outcome::Checked { alive } => {
+                if !alive && self.world.sandbox == Step::Done && self.world.teardown == Step::Idle {
+                    self.lose_sandbox(now);
+                }
+            }
             Outcome::TornDown(Ok(())) => self.world.teardown = Step::Done,
             Outcome::TornDown(Err(message)) => {
                 tracing::warn!(pod = uid(&self.pod), message, "the pod cannot be removed yet");

@@ -227,8 +227,10 @@ impl Worker {
     fn settle(&mut self) -> Plan {
         for _ in 0..PLANS_IN_A_ROW {
             let now = Timestamp::now();
-            if self.signals.lost.swap(false, Ordering::AcqRel) {
-                self.lose_sandbox(now);
+            // A shim that this worker itself has ended is no loss; whether another is one, the runtime says.
+            let lost = self.signals.lost.swap(false, Ordering::AcqRel);
+            if lost && self.world.sandbox == Step::Done && self.world.teardown == Step::Idle {
+                self.tasks.spawn(act::check(Arc::clone(&self.context), Arc::clone(&self.pod)));
             }
             let plan = plan(&self.pod, &self.world, now);
             if plan.actions.is_empty() {
