@@ -674,3 +674,18 @@ async fn methods_have_their_places() {
         assert_eq!(cluster.call(&verb, uri, json!({})).await.code, code, "{verb} {uri}");
     }
 }
+
+#[tokio::test]
+async fn bootstrap_objects_come_back() {
+    let cluster = Cluster::start().await;
+    let since = cluster.server.app.store.snapshot().revision();
+    let name = "fieldSelector=metadata.name%3Dkubernetes";
+    let mut watch = cluster.watch(&format!("{SERVICES}?watch=true&resourceVersion={since}&{name}")).await;
+    assert_eq!(cluster.call("DELETE", &format!("{SERVICES}/kubernetes"), json!({})).await.code, 200);
+    assert_eq!(watch.event().await.0, "DELETED");
+    let again = watch.next().await.unwrap();
+    assert_eq!(
+        (again["type"].as_str(), again["object"]["spec"]["clusterIP"].as_str()),
+        (Some("ADDED"), Some("10.96.0.1"))
+    );
+}
