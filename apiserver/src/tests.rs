@@ -532,6 +532,11 @@ async fn others_may_do_little() {
     }
     let refused = cluster.call_as(node(), "POST", PODS, "application/json", pod("x").to_string()).await;
     assert_eq!((refused.code, refused.body["reason"].as_str()), (403, Some("Forbidden")));
+    for (name, code) in [("other", 403), ("n", 201)] {
+        let body = json!({"metadata": {"name": name}}).to_string();
+        let answer = cluster.call_as(node(), "POST", "/api/v1/nodes", "application/json", body).await;
+        assert_eq!(answer.code, code, "{}", answer.body);
+    }
     let nobody = cluster.call_as(Identity::anonymous(), "GET", PODS, "", "").await;
     assert_eq!(nobody.code, 401);
 }
