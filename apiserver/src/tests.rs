@@ -532,6 +532,11 @@ async fn others_may_do_little() {
     }
     let refused = cluster.call_as(node(), "POST", PODS, "application/json", pod("x").to_string()).await;
     assert_eq!((refused.code, refused.body["reason"].as_str()), (403, Some("Forbidden")));
+    for (name, code) in [("other", 403), ("n", 201)] {
+        let body = json!({"metadata": {"name": name}}).to_string();
+        let answer = cluster.call_as(node(), "POST", "/api/v1/nodes", "application/json", body).await;
+        assert_eq!(answer.code, code, "{}", answer.body);
+    }
     let nobody = cluster.call_as(Identity::anonymous(), "GET", PODS, "", "").await;
     assert_eq!(nobody.code, 401);
 }
@@ -673,4 +678,19 @@ async fn methods_have_their_places() {
     ] {
         assert_eq!(cluster.call(&verb, uri, json!({})).await.code, code, "{verb} {uri}");
     }
+}
+
+#[tokio::test]
+async fn bootstrap_objects_come_back() {
+    let cluster = Cluster::start().await;
+    let since = cluster.server.app.store.snapshot().revision();
+    let name = "fieldSelector=metadata.name%3Dkubernetes";
+    let mut watch = cluster.watch(&format!("{SERVICES}?watch=true&resourceVersion={since}&{name}")).await;
+    assert_eq!(cluster.call("DELETE", &format!("{SERVICES}/kubernetes"), json!({})).await.code, 200);
+    assert_eq!(watch.event().await.0, "DELETED");
+    let again = watch.next().await.unwrap();
+    assert_eq!(
+        (again["type"].as_str(), again["object"]["spec"]["clusterIP"].as_str()),
+        (Some("ADDED"), Some("10.96.0.1"))
+    );
 }

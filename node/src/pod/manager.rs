@@ -125,9 +125,9 @@ impl Manager {
             self.pods.list().into_iter().filter_map(|pod| Some((pod.meta().uid.clone()?, pod))).collect();
         for (uid, handle) in self.workers.iter().filter(|(uid, _)| !desired.contains_key(*uid)) {
             let changed = handle.wanted.send_if_modified(|wanted| {
-                let news = !matches!(wanted, Wanted::Gone);
-                *wanted = Wanted::Gone;
-                news
+                let Wanted::Object(pod) = wanted else { return false };
+                *wanted = Wanted::Gone(Arc::clone(pod));
+                true
             });
             if changed {
                 tracing::debug!(uid, "the pod's object is gone");
@@ -140,7 +140,7 @@ impl Manager {
                         let same = matches!(wanted, Wanted::Object(old)
                             if old.metadata.resource_version == pod.metadata.resource_version);
                         // A pod that was gone does not come back under the same uid.
-                        let news = !same && !matches!(wanted, Wanted::Gone);
+                        let news = !same && !matches!(wanted, Wanted::Gone(_));
                         if news {
                             *wanted = Wanted::Object(pod);
                         }

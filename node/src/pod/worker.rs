@@ -41,8 +41,8 @@ const PLANS_IN_A_ROW: usize = 64;
 #[derive(Clone, Debug)]
 pub enum Wanted {
     Object(Arc<Pod>),
-    /// There is no such object any more.
-    Gone,
+    /// There is no such object any more; this is how it was last seen, as the grace it had still counts.
+    Gone(Arc<Pod>),
 }
 
 /// The manager's handle on a worker.
@@ -204,7 +204,10 @@ impl Worker {
                 }
                 self.pod = pod;
             }
-            Wanted::Gone => self.gone = true,
+            Wanted::Gone(pod) => {
+                self.pod = pod;
+                self.gone = true;
+            }
         }
         if !self.gone && self.pod.metadata.deletion_timestamp.is_none() {
             return;
@@ -429,3 +432,7 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
