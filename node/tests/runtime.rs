@@ -373,6 +373,18 @@ async fn attached_clients_talk_to_the_container() {
         assert!(host.text(&spec.log_path).contains("got hello"));
         host.runtime.remove(&id).await.unwrap();
     }
+    // All of a large output arrives, however late it is read; the container waits meanwhile.
+    let spec =
+        ContainerSpec { name: "large".into(), ..host.container("u10", "head -c 3000000 /dev/zero; echo; echo end") };
+    let id = host.runtime.create_container(&spec).await.unwrap();
+    let mut session = host.runtime.attach(&id, AttachSpec { stdout: true, ..Default::default() }).await.unwrap();
+    host.runtime.start(&id).await.unwrap();
+    until("output is in the log", || fs::metadata(&spec.log_path).is_ok_and(|m| m.len() > 0)).await;
+    let mut bytes = Vec::new();
+    let mut stdout = session.stdout.take().unwrap();
+    tokio::time::timeout(DEADLINE, stdout.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(bytes.len(), 3_000_005);
+    assert_eq!(session.wait().await.unwrap().code, 0);
     host.runtime.remove_sandbox("u10").await.unwrap();
     host.runtime.remove_cgroups().unwrap();
 }
