@@ -1,6 +1,6 @@
 //! Objects that every cluster has: the system's namespaces, and the service under which pods reach this server.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use api::{
     registry::{Kind, Part, by_plural},
@@ -9,12 +9,15 @@ use api::{
 use serde_json::{Value, json};
 
 use crate::{
-    App, Error, admit, body,
+    App, Error, admit, body, keys,
     objects::Spot,
     options::{DryRun, FieldValidation},
 };
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Pause after a failed attempt to mend an object.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where this server can be reached.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +37,35 @@ pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
     }
     replace(app, "", "endpoints", endpoints(advertised)).await?;
     replace(app, "discovery.k8s.io", "endpointslices", endpoint_slice(advertised)).await
+}
+
+/// Makes again what somebody deletes or changes, for as long as the server runs.
+pub async fn keep(app: Arc<App>, advertised: Advertised) {
+    let Some(ranges) = watched() else { return };
+    loop {
+        let watch = |range: &keys::Range| app.store.watch(range.start.clone(), range.end.clone(), 0);
+        // Watched before the objects are looked at, so that no change falls in between.
+        let Ok(mut watchers) = ranges.iter().map(watch).collect::<Result<Vec<_>, _>>() else { return };
+        if let Err(error) = run(&app, advertised).await {
+            tracing::warn!(%error, "trying again");
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        let changes = watchers.iter_mut().map(|watcher| Box::pin(watcher.next()));
+        if let (Err(store::WatchError::Closed), ..) = futures_util::future::select_all(changes).await {
+            return;
+        }
+    }
+}
+
+/// The keys of all that [`run`] makes. None when a kind is not served, which [`run`] has reported.
+fn watched() -> Option<Vec<keys::Range>> {
+    let key = |group: &str, plural: &str, namespace: &str, name: &str| {
+        Some(keys::Range::key(keys::object(by_plural(group, "v1", plural)?, namespace, name)))
+    };
+    let namespaces = NAMESPACES.iter().map(|name| key("", "namespaces", "", name));
+    let rest = [("", "services"), ("", "endpoints"), ("discovery.k8s.io", "endpointslices")];
+    namespaces.chain(rest.map(|(group, plural)| key(group, plural, "default", "kubernetes"))).collect()
 }
 
 fn service(app: &App, advertised: Advertised) -> Value {

@@ -141,6 +141,7 @@ pub struct Server {
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     renewing: JoinHandle<()>,
+    keeping: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -172,8 +173,9 @@ impl Server {
         let accepting = tokio::spawn(serve::run(listener, tls, app.clone(), stop));
         let renewing = tokio::spawn(renew(config, advertised, ranges, tls_sender));
         // From here on the server's drop stops the tasks, also when the bootstrap fails.
-        let server = Self { app, address, stop: stop_sender, accepting, renewing };
+        let mut server = Self { app, address, stop: stop_sender, accepting, renewing, keeping: None };
         bootstrap::run(&server.app, advertised).await?;
+        server.keeping = Some(tokio::spawn(bootstrap::keep(server.app.clone(), advertised)));
         server.app.ready.store(true, Ordering::Release);
         Ok(server)
     }
@@ -221,6 +223,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.send_replace(true);
         self.renewing.abort();
+        self.keeping.iter().for_each(JoinHandle::abort);
         self.accepting.abort();
     }
 }

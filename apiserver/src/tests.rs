@@ -12,6 +12,8 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod network;
+
 /// Nothing here takes longer than a moment; what does is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -532,6 +534,11 @@ async fn others_may_do_little() {
     }
     let refused = cluster.call_as(node(), "POST", PODS, "application/json", pod("x").to_string()).await;
     assert_eq!((refused.code, refused.body["reason"].as_str()), (403, Some("Forbidden")));
+    for (name, code) in [("other", 403), ("n", 201)] {
+        let body = json!({"metadata": {"name": name}}).to_string();
+        let answer = cluster.call_as(node(), "POST", "/api/v1/nodes", "application/json", body).await;
+        assert_eq!(answer.code, code, "{}", answer.body);
+    }
     let nobody = cluster.call_as(Identity::anonymous(), "GET", PODS, "", "").await;
     assert_eq!(nobody.code, 401);
 }
@@ -568,89 +575,6 @@ async fn discovery_and_openapi() {
     assert_eq!(cluster.get("/apis/nonsense/v1", "").await.code, 404);
 }
 
-/// A client over the network, with an optional client certificate.
-async fn https(cluster: &Cluster, leaf: Option<&pki::Leaf>) -> hyper::client::conn::http1::SendRequest<Body> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(cluster.server.app.pki.ca_pem.as_bytes()).unwrap()).unwrap();
-    let builder = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into());
-    let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-    let config = match leaf {
-        None => builder.with_no_client_auth(),
-        Some(leaf) => {
-            let certificate = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![certificate], key).unwrap()
-        }
-    };
-    let stream = tokio::net::TcpStream::connect(cluster.server.address()).await.unwrap();
-    let name = "cluster.example".try_into().unwrap();
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-    let io = hyper_util::rt::TokioIo::new(stream);
-    let (sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
-    tokio::spawn(connection.with_upgrades());
-    sender
-}
-
-#[tokio::test]
-async fn over_tls_the_certificate_says_who_asks() {
-    let cluster = Cluster::start().await;
-    let mut admin = https(&cluster, Some(&cluster.server.app.pki.node_client)).await;
-    let get = |uri: &str| Request::get(uri).header("host", "cluster.example").body(Body::empty()).unwrap();
-    let pods = read(admin.send_request(get(PODS)).await.unwrap().map(Body::new)).await;
-    assert_eq!((pods.code, pods.body["kind"].as_str()), (200, Some("PodList")));
-
-    let mut nobody = https(&cluster, None).await;
-    for (uri, code) in
-        [("/readyz", 200), ("/version", 200), ("/cacerts", 200), (PODS, 401), ("/nonsense", 401), ("/api", 401)]
-    {
-        let answer = read(nobody.send_request(get(uri)).await.unwrap().map(Body::new)).await;
-        assert_eq!(answer.code, code, "{uri}");
-    }
-    let mut request = get(PODS);
-    request.headers_mut().insert("authorization", "Bearer nonsense".parse().unwrap());
-    assert_eq!(nobody.send_request(request).await.unwrap().status(), 401);
-}
-
-#[tokio::test]
-async fn a_machine_joins_with_the_token_only() {
-    let cluster = Cluster::start().await;
-    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
-    let token = cluster.server.join_token();
-    let apply = |token: String, name: &str, csr: &str| {
-        let body = json!({"nodeName": name, "nodeIP": "10.0.0.7", "csr": csr}).to_string();
-        Request::post("/minik8s/v1/join")
-            .header("host", "h")
-            .header("authorization", format!("Bearer {token}"))
-            .body(Body::from(body))
-            .unwrap()
-    };
-    let mut client = https(&cluster, None).await;
-    for (token, name, csr, code) in [
-        (format!("{token}x"), "a", csr.as_str(), 401),
-        (token.clone(), "Not_A_Name", csr.as_str(), 400),
-        (token.clone(), "a", "nonsense", 400),
-        (token.clone(), "a", csr.as_str(), 200),
-    ] {
-        let answer = read(client.send_request(apply(token, name, csr)).await.unwrap().map(Body::new)).await;
-        assert_eq!(answer.code, code, "{}", answer.body);
-        if code == 200 {
-            assert_eq!(
-                (answer.body["clusterCIDR"].as_str(), answer.body["clusterDNS"].as_str()),
-                (Some("10.244.0.0/16"), Some("10.96.0.10"))
-            );
-            let leaf = pki::Leaf {
-                certificate: answer.body["certificate"].as_str().unwrap().into(),
-                key: key.serialize_pem(),
-            };
-            let mut node = https(&cluster, Some(&leaf)).await;
-            let get = |uri: &str| Request::get(uri).header("host", "h").body(Body::empty()).unwrap();
-            assert_eq!(node.send_request(get("/api/v1/services")).await.unwrap().status(), 200);
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_taken_port_is_named() {
     let cluster = Cluster::start().await;
@@ -673,4 +597,19 @@ async fn methods_have_their_places() {
     ] {
         assert_eq!(cluster.call(&verb, uri, json!({})).await.code, code, "{verb} {uri}");
     }
+}
+
+#[tokio::test]
+async fn bootstrap_objects_come_back() {
+    let cluster = Cluster::start().await;
+    let since = cluster.server.app.store.snapshot().revision();
+    let name = "fieldSelector=metadata.name%3Dkubernetes";
+    let mut watch = cluster.watch(&format!("{SERVICES}?watch=true&resourceVersion={since}&{name}")).await;
+    assert_eq!(cluster.call("DELETE", &format!("{SERVICES}/kubernetes"), json!({})).await.code, 200);
+    assert_eq!(watch.event().await.0, "DELETED");
+    let again = watch.next().await.unwrap();
+    assert_eq!(
+        (again["type"].as_str(), again["object"]["spec"]["clusterIP"].as_str()),
+        (Some("ADDED"), Some("10.96.0.1"))
+    );
 }

@@ -1,6 +1,10 @@
 //! A registry, and images made on the spot from Debian packages.
 
-use std::{fs, path::Path, process::Child};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Child,
+};
 
 use anyhow::{Context, Result};
 

@@ -33,8 +33,21 @@ const PURE: &[&str] = &[
 
 /// What a core must not reach for. Tests beside it may.
 const IMPURE: &[&str] = &[
-    "Instant::now", "SystemTime", "Timestamp::now", "tokio::", "std::fs", "TcpStream", "TcpListener", "UdpSocket", "std::process", "std::env", "std::thread", "rand::",
-    "getrandom", "reqwest", "ring::rand",
+    "Instant::now",
+    "SystemTime",
+    "Timestamp::now",
+    "tokio::",
+    "std::fs",
+    "TcpStream",
+    "TcpListener",
+    "UdpSocket",
+    "std::process",
+    "std::env",
+    "std::thread",
+    "rand::",
+    "getrandom",
+    "reqwest",
+    "ring::rand",
 ];
 
 /// Past this many lines without its tests, a file hides a second noun.
@@ -51,7 +64,11 @@ fn sources(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let paths = entries.map(|entry| entry.expect("a directory entry").path());
     let keep = |p: &PathBuf| !["target", ".git"].iter().any(|skip| p.ends_with(skip));
-    paths.filter(keep).filter(|p| p.is_dir() || p.extension().is_some_and(|e| e == "rs")).flat_map(|p| sources(&p)).collect()
+    paths
+        .filter(keep)
+        .filter(|p| p.is_dir() || p.extension().is_some_and(|e| e == "rs"))
+        .flat_map(|p| sources(&p))
+        .collect()
 }
 
 /// The part of a file that ships: all before its test module.
@@ -66,7 +83,8 @@ fn crates_use_only_what_they_may() {
     for (folder, name, may) in EDGES {
         let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a manifest");
         // What only tests use is free: they look at the whole from outside.
-        let dependencies = manifest.split("[dependencies]").nth(1).and_then(|d| d.split("\n[").next()).unwrap_or_default();
+        let dependencies =
+            manifest.split("[dependencies]").nth(1).and_then(|d| d.split("\n[").next()).unwrap_or_default();
         for line in dependencies.lines() {
             let used = line.split(['.', ' ', '=']).next().unwrap_or_default();
             assert!(!ours.contains(&used) || may.contains(&used), "{name} must not use {used}");
@@ -81,7 +99,13 @@ fn cores_have_no_hidden_inputs() {
             for (number, line) in shipped(&file).lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
                 let found = IMPURE.iter().find(|word| code.contains(**word));
-                assert!(found.is_none(), "{}:{}: {} in a pure module", file.display(), number + 1, found.unwrap_or(&""));
+                assert!(
+                    found.is_none(),
+                    "{}:{}: {} in a pure module",
+                    file.display(),
+                    number + 1,
+                    found.unwrap_or(&"")
+                );
             }
         }
     }

@@ -287,6 +287,11 @@ async fn a_tag_that_moves_is_followed_when_asked() {
     let collected = images.gc(&BTreeSet::new(), Collect::Unreferenced).unwrap();
     assert_eq!(collected.images, [first.id]);
     assert_eq!(layers_in(dir.path()), 1);
+    // A layer that somebody has removed is fetched again.
+    let layer = fs::read_dir(dir.path().join("images/layers")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_dir_all(&layer).unwrap();
+    assert_eq!(images.pull("app", None, PullPolicy::IfNotPresent).await.unwrap().id, second.id);
+    assert!(layer.join("v").exists());
     // What another process did to the directory is seen.
     let other = store(dir.path(), Registries::default());
     assert!(other.remove("app").unwrap() && !other.remove("app").unwrap());

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, host, until};
@@ -36,7 +37,7 @@ async fn a_container_runs_logs_and_leaves_nothing() {
     let mut lines: Vec<String> = host.text(&host.log("u1")).lines().map(str::to_owned).collect();
     lines.sort();
     assert_eq!(lines, ["1", "1 two words", "end", "err", "pod-host"]);
-    assert_eq!(host.runtime.images_in_use().unwrap().len(), 1);
+    assert_eq!(host.runtime.images_in_use().len(), 1);
     host.runtime.remove(&id).await.unwrap();
     assert!(host.runtime.status("u1").await.unwrap().is_empty());
     host.runtime.remove_sandbox("u1").await.unwrap();
@@ -372,6 +373,159 @@ async fn attached_clients_talk_to_the_container() {
         assert!(host.text(&spec.log_path).contains("got hello"));
         host.runtime.remove(&id).await.unwrap();
     }
+    // All of a large output arrives, however late it is read; the container waits meanwhile.
+    let spec =
+        ContainerSpec { name: "large".into(), ..host.container("u10", "head -c 3000000 /dev/zero; echo; echo end") };
+    let id = host.runtime.create_container(&spec).await.unwrap();
+    let mut session = host.runtime.attach(&id, AttachSpec { stdout: true, ..Default::default() }).await.unwrap();
+    host.runtime.start(&id).await.unwrap();
+    until("output is in the log", || fs::metadata(&spec.log_path).is_ok_and(|m| m.len() > 0)).await;
+    let mut bytes = Vec::new();
+    let mut stdout = session.stdout.take().unwrap();
+    tokio::time::timeout(DEADLINE, stdout.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(bytes.len(), 3_000_005);
+    assert_eq!(session.wait().await.unwrap().code, 0);
     host.runtime.remove_sandbox("u10").await.unwrap();
+    host.runtime.remove_cgroups().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mounts_are_what_they_say() {
+    let host = host("mounts").await;
+    host.runtime.create_sandbox(&host.sandbox("u11")).await.unwrap();
+    let (shared, config) = (host.dir.join("shared"), host.dir.join("config"));
+    fs::create_dir(&shared).unwrap();
+    fs::write(&config, "from the node").unwrap();
+    let mount = |host_path: &std::path::Path, container_path: &str, read_only: bool, propagation: Propagation| Mount {
+        host_path: host_path.to_owned(),
+        container_path: container_path.into(),
+        read_only,
+        propagation,
+    };
+    let spec = ContainerSpec {
+        mounts: vec![
+            mount(&shared, "/made/on/the/way", false, Propagation::None),
+            mount(&shared, "/ro", true, Propagation::HostToContainer),
+            mount(&config, "/etc/passwd", true, Propagation::None),
+            mount(&config, "/new/file", false, Propagation::Bidirectional),
+        ],
+        ..host.container("u11", "echo x > /made/on/the/way/a; cat /ro/a; (echo y > /ro/b) 2>/dev/null || echo read-only; \
+             cat /etc/passwd; echo; echo changed > /new/file; (echo z > /etc/passwd) 2>/dev/null || echo read-only-file")
+    };
+    let (_, text) = host.output(&spec).await;
+    assert_eq!(text, "x\nread-only\nfrom the node\nread-only-file");
+    assert_eq!(fs::read_to_string(&config).unwrap(), "changed\n");
+    assert!(shared.join("a").exists() && !shared.join("b").exists());
+    host.runtime.remove_sandbox("u11").await.unwrap();
+    host.assert_gone("u11");
+    assert!(shared.join("a").exists(), "removing a pod does not reach through its mounts");
+    host.runtime.remove_cgroups().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_the_host_s_network_has_the_host_s_namespaces() {
+    let host = host("hostnet").await;
+    let sandbox = SandboxSpec { host_network: true, host_pid: true, host_ipc: true, ..host.sandbox("u12") };
+    assert_eq!(host.runtime.create_sandbox(&sandbox).await.unwrap().netns, None);
+    let spec =
+        host.container("u12", "for n in net uts ipc pid mnt; do readlink /proc/self/ns/$n; done; sleep 1000 & echo");
+    let (exit, text) = host.output(&spec).await;
+    assert_eq!(exit.code, 0, "{text}");
+    for (kind, same) in [("net", true), ("uts", true), ("ipc", true), ("pid", true), ("mnt", false)] {
+        let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap().display().to_string();
+        assert_eq!(text.contains(&own), same, "{kind}: {own} in {text}");
+    }
+    host.runtime.remove_sandbox("u12").await.unwrap();
+    host.assert_gone("u12");
+    host.runtime.remove_cgroups().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_images_do_not_reach_the_node() {
+    let host = host("hostile").await;
+    let outside = host.dir.join("outside");
+    fs::create_dir(&outside).unwrap();
+    let target = outside.display().to_string();
+    host.runtime.create_sandbox(&host.sandbox("u13")).await.unwrap();
+    for (n, name) in
+        ["proc", "sys", "dev", "dev/pts", "dev/null", "dev/shm", "sys/fs/cgroup", "etc/hosts"].into_iter().enumerate()
+    {
+        for (m, link) in [target.as_str(), "/", "../../../../../../..", "loop"].into_iter().enumerate() {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Symlink);
+            header.set_size(0);
+            header.set_mode(0o777);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(1);
+            tar.append_link(&mut header, name, link).unwrap();
+            let layer = tar.into_inner().unwrap();
+            let archive = host.dir.join("hostile.tar");
+            let tag = format!("hostile:v{n}-{m}");
+            fs::write(&archive, common::docker_archive(&tag, &[&common::busybox_layer(), &layer], "")).unwrap();
+            let image = host.runtime.images().import(&archive).await.unwrap().remove(0);
+            let hosts = host.dir.join("hosts");
+            fs::write(&hosts, "hosts").unwrap();
+            let mount = Mount {
+                host_path: hosts,
+                container_path: "/etc/hosts".into(),
+                read_only: false,
+                propagation: Propagation::None,
+            };
+            let spec = ContainerSpec {
+                image: image.id,
+                mounts: vec![mount],
+                attempt: (n * 10 + m) as u32,
+                ..host.container("u13", "true")
+            };
+            // Whether such an image runs is its own affair.
+            if let Ok(id) = host.runtime.create_container(&spec).await {
+                host.runtime.remove(&id).await.unwrap();
+            }
+            assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "{name} -> {link}");
+        }
+    }
+    assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    host.runtime.remove_sandbox("u13").await.unwrap();
+    host.assert_gone("u13");
+    host.runtime.remove_cgroups().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_come_and_go_at_once() {
+    const PODS: usize = 30;
+    let host = std::sync::Arc::new(host("many").await);
+    let started = Instant::now();
+    let pods: Vec<_> = (0..PODS)
+        .map(|n| {
+            let host = host.clone();
+            tokio::spawn(async move {
+                let uid = format!("many-{n}");
+                host.runtime.create_sandbox(&host.sandbox(&uid)).await.unwrap();
+                host.run(&host.container(&uid, "exec sleep 1000")).await
+            })
+        })
+        .collect();
+    let mut ids = Vec::new();
+    for pod in pods {
+        ids.push(pod.await.unwrap());
+    }
+    println!("{PODS} pods run after {:?}", started.elapsed());
+    let started = Instant::now();
+    let ends: Vec<_> = ids
+        .iter()
+        .map(|id| {
+            let (host, uid) = (host.clone(), id.pod_uid.clone());
+            tokio::spawn(async move { host.runtime.remove_sandbox(&uid).await })
+        })
+        .collect();
+    for end in ends {
+        end.await.unwrap().unwrap();
+    }
+    println!("{PODS} pods gone after {:?}", started.elapsed());
+    for id in &ids {
+        host.assert_gone(&id.pod_uid);
+    }
     host.runtime.remove_cgroups().unwrap();
 }

@@ -26,10 +26,21 @@ pub async fn create(mut call: Call) -> Result<Response<Body>, Status> {
     let (format, validation, dry_run) = (call.body_format()?, call.field_validation()?, call.dry_run()?);
     let bytes = call.take_body().await?;
     let (object, warnings) = body::object(call.target.kind, format, &bytes, validation)?;
+    refuse_foreign(&call, &object)?;
     let stored = call.app.create(call.stored_kind(), &call.target.namespace, object, dry_run).await?;
     let mut response = present::object(StatusCode::CREATED, call.view()?, &stored.value, stored.revision);
     present::warn(&mut response, &warnings);
     Ok(response)
+}
+
+/// A node creates its own Node and its own lease: only the body of a create has the name.
+fn refuse_foreign(call: &Call, object: &Value) -> Result<(), Status> {
+    let Some(node) = call.identity.node() else { return Ok(()) };
+    let (kind, name) = (call.target.kind, meta::name(object));
+    if matches!(kind.kind, "Node" | "Lease") && name != node {
+        return Err(Status::forbidden(kind, name, &format!("node \"{node}\" may create only its own")));
+    }
+    Ok(())
 }
 
 pub async fn update(mut call: Call) -> Result<Response<Body>, Status> {

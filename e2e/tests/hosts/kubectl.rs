@@ -130,12 +130,16 @@ fn logs_and_exec(cluster: &Cluster) -> Result<()> {
     let pod = pod.trim();
     // A terminal needs one on our side too: `script` makes it.
     let line = format!(
-        "kubectl --kubeconfig {} exec -it {pod} -- sh -c 'tty; stty size; exit 3'",
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it {pod} -- sh -c 'tty; stty size; exit 3'",
         cluster.kubeconfig().display()
     );
     let out = cluster.x.command("script").args(["-qec", &line, "/dev/null"]).output()?;
     let shown = String::from_utf8_lossy(&out.stdout);
-    ensure!(shown.contains("/dev/pts/") && out.status.code() == Some(3), "{:?}: {shown}", out.status);
+    ensure!(
+        shown.contains("/dev/pts/") && shown.contains("33 77") && out.status.code() == Some(3),
+        "{:?}: {shown}",
+        out.status
+    );
     let mut cat = cluster.kubectl_command();
     cat.args(["exec", "-i", pod, "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut cat = cat.spawn()?;

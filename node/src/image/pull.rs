@@ -81,12 +81,13 @@ fn start(store: ImageStore, reference: Reference, auth: Option<Auth>, key: (Stri
 async fn pull(store: &ImageStore, reference: &Reference, auth: Option<&Auth>) -> Result<Image, ImageError> {
     let _collecting = store.hold_off_collection()?;
     let endpoints = store.inner.registries.endpoints(reference);
-    let own = endpoints.len() - 1;
+    let own = reference.registry_host();
     let mut failures = Vec::new();
     let mut worst = None;
-    for (i, endpoint) in endpoints.iter().enumerate() {
+    for endpoint in &endpoints {
         // A pull secret is for the registry it names, not for whatever stands in for it.
-        let auth = if i == own { auth.or(endpoint.auth.as_ref()) } else { endpoint.auth.as_ref() };
+        let secret = auth.filter(|_| endpoint.host == own);
+        let auth = secret.or(endpoint.auth.as_ref());
         let source = Source::new(reference, endpoint, auth)?;
         match source.image(store).await {
             Ok(image) => return Ok(image),
@@ -119,6 +120,9 @@ impl Source {
             user_agent: concat!("minik8s/", env!("CARGO_PKG_VERSION")),
             ..Default::default()
         };
+        if endpoint.tls.cert_file.is_some() || endpoint.tls.key_file.is_some() {
+            tracing::warn!(registry = %endpoint.host, "client certificates for registries are not supported; it is asked without");
+        }
         if let Some(ca) = &endpoint.tls.ca_file {
             config.extra_root_certificates.push(Certificate { encoding: CertificateEncoding::Pem, data: read(ca)? });
         }

@@ -59,6 +59,11 @@ impl Reference {
         Ok(Reference { registry: registry.to_owned(), repository, tag, digest })
     }
 
+    /// Where the registry itself answers.
+    pub fn registry_host(&self) -> &str {
+        if self.registry == DEFAULT_REGISTRY { "registry-1.docker.io" } else { &self.registry }
+    }
+
     /// The tag or digest a registry is asked for.
     pub fn selector(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")

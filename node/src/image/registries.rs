@@ -115,7 +115,7 @@ impl Registries {
                 out.push(self.endpoint(host, plain_http, repository));
             }
         }
-        let own = if image.registry == "docker.io" { "registry-1.docker.io" } else { &image.registry };
+        let own = image.registry_host();
         if !out.iter().any(|e| e.host == own && e.repository == image.repository) {
             let mut endpoint = self.endpoint(own.to_owned(), false, image.repository.clone());
             endpoint.auth = endpoint.auth.or_else(|| self.auth(&image.registry));

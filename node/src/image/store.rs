@@ -115,11 +115,21 @@ impl ImageStore {
 
     /// Removes what nothing needs. `in_use` names images by id; theirs is never taken.
     pub fn gc(&self, in_use: &BTreeSet<String>, collect: Collect) -> Result<Collected, ImageError> {
+        self.gc_unless(|| in_use.clone(), collect)
+    }
+
+    /// The same, but what is in use is looked at when nothing new can come into use any more.
+    pub(crate) fn gc_unless(
+        &self,
+        in_use: impl FnOnce() -> BTreeSet<String>,
+        collect: Collect,
+    ) -> Result<Collected, ImageError> {
         let _alone = self.pulling(FlockArg::LockExclusiveNonblock).map_err(|_| ImageError::Store {
             operation: "collect garbage in",
             path: self.inner.root.display().to_string(),
-            message: "an image is being pulled or imported; try again after that".to_owned(),
+            message: "an image is being pulled, imported or mounted; try again after that".to_owned(),
         })?;
+        let in_use = in_use();
         let _lock = self.lock(FlockArg::LockExclusive)?;
         let mut index = self.read_index()?;
         let mut out = Collected::default();
@@ -149,7 +159,9 @@ impl ImageStore {
     }
 
     fn find(&self, wanted: &Reference) -> Result<Option<Image>, ImageError> {
-        let images = self.list()?;
+        // One whose layers somebody has removed is as good as absent: it is pulled again.
+        let mut images = self.list()?;
+        images.retain(|i| self.layer_dirs(i).iter().all(|dir| dir.is_dir()));
         let name = wanted.to_string();
         if let Some(exact) = images.iter().find(|i| i.reference == name) {
             return Ok(Some(exact.clone()));
@@ -223,8 +235,8 @@ impl ImageStore {
         Ok(out)
     }
 
-    /// Held while layers are there that no image names yet.
-    pub(super) fn hold_off_collection(&self) -> Result<Flock<OwnedFd>, ImageError> {
+    /// Held while layers are there that no image names yet, or that no container's record names yet.
+    pub(crate) fn hold_off_collection(&self) -> Result<Flock<OwnedFd>, ImageError> {
         self.pulling(FlockArg::LockShared)
     }
 

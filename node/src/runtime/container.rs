@@ -93,7 +93,8 @@ impl Runtime {
         let bundle = self.bundle(id);
         let target = bundle.join("rootfs");
         fs::create_dir_all(&target).map_err(Error::io("create directory", &target))?;
-        // First of all, so that the image counts as used before anything of it is mounted.
+        // The image counts as used from here on; while it does not, nothing is collected.
+        let _collecting = self.inner.images.hold_off_collection()?;
         let record = Record {
             name: spec.name.clone(),
             attempt: spec.attempt,
@@ -205,7 +206,7 @@ impl Runtime {
 
     /// Removes images (never those in use) and what nothing names.
     pub fn collect_images(&self, collect: Collect) -> Result<Collected, Error> {
-        Ok(self.inner.images.gc(&self.images_in_use(), collect)?)
+        Ok(self.inner.images.gc_unless(|| self.images_in_use(), collect)?)
     }
 
     pub(super) async fn ask(

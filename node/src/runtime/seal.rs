@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, openat};
@@ -91,7 +92,9 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 fn tempdir() -> io::Result<PathBuf> {
-    let path = std::env::temp_dir().join(format!("minik8s-seal-{}", std::process::id()));
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("minik8s-seal-{}-{serial}", std::process::id()));
     match fs::create_dir(&path) {
         // Left by an earlier process of this number; it is only ever an empty directory below others.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && fs::symlink_metadata(&path)?.is_dir() => Ok(path),

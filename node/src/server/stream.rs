@@ -31,6 +31,9 @@ const BLOCK: usize = 32 * 1024;
 /// not closed for so long.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 
+/// How long a client may take to answer the end of a conversation.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -120,9 +123,9 @@ async fn send(sender: &mut Sender, channel: u8, data: &[u8]) -> Result<(), axum:
 
 /// Passes bytes between a client and a process until the process ends or the client leaves.
 async fn converse(socket: WebSocket, session: Result<ExecSession, String>, command: &[String]) {
-    let (mut sender, receiver) = socket.split();
+    let (mut sender, mut receiver) = socket.split();
     let outcome = match session {
-        Ok(session) => match relay(&mut sender, receiver, session).await {
+        Ok(session) => match relay(&mut sender, &mut receiver, session).await {
             Some(outcome) => outcome,
             // The client has left.
             None => return,
@@ -132,8 +135,18 @@ async fn converse(socket: WebSocket, session: Result<ExecSession, String>, comma
     let status = final_status(&outcome, command).to_string();
     let end = Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }));
     // A client that is gone by now does not need the answer.
-    if send(&mut sender, ERROR, status.as_bytes()).await.is_ok() {
-        let _ = sender.send(end).await;
+    if send(&mut sender, ERROR, status.as_bytes()).await.is_ok() && sender.send(end).await.is_ok() {
+        // Closing at once could reset the connection under a client that is still writing (a window's size, a ping), and
+        // take what it has not read yet with it: its own close says that it has read everything.
+        let _ = timeout(GOODBYE, until_closed(&mut receiver)).await;
+    }
+}
+
+async fn until_closed(receiver: &mut (impl StreamExt<Item = Result<Message, axum::Error>> + Unpin)) {
+    while let Some(Ok(message)) = receiver.next().await {
+        if matches!(message, Message::Close(_)) {
+            return;
+        }
     }
 }
 
@@ -172,7 +185,7 @@ async fn read(stream: &mut Option<Reader>, buffer: &mut [u8]) -> std::io::Result
 
 async fn relay(
     sender: &mut Sender,
-    mut receiver: impl StreamExt<Item = Result<Message, axum::Error>> + Unpin,
+    receiver: &mut (impl StreamExt<Item = Result<Message, axum::Error>> + Unpin),
     mut session: ExecSession,
 ) -> Option<Result<ExitStatus, String>> {
     let mut stdin = session.stdin.take();

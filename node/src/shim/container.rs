@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use libcontainer::container::Container as OciContainer;
@@ -13,6 +14,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::{Capabilities, LinuxCapabilities, LinuxCapabilitiesBuilder, LinuxSeccomp};
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -26,8 +28,12 @@ use crate::runtime::{Cgroups, Exit, RunState};
 const READ: usize = 16 * 1024;
 /// After a container's end its pipes are emptied; something outside that still holds one must not keep this going.
 const MAX_DRAIN: usize = 1 << 20;
-/// What an attached client may leave unread before it is let go.
-const MAX_BACKLOG: usize = 256 * 1024;
+/// With more than this unread by an attached client, the container waits for it, as a program waits for its terminal.
+const MAX_BACKLOG: usize = 64 * 1024;
+/// A client that reads nothing for so long is let go; the container must not hang on it.
+const MAX_STUCK: Duration = Duration::from_secs(10);
+/// What has been printed before a container's end gets this long to reach who is attached.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A stream of the container and the line it is in.
 pub struct Output {
@@ -42,6 +48,8 @@ pub struct Attached {
     pub connection: u64,
     pub stdin: Option<OwnedFd>,
     outputs: Vec<(Stream, OwnedFd, Vec<u8>)>,
+    /// Since when it has had more unread than it may.
+    stuck: Option<Instant>,
 }
 
 pub struct Container {
@@ -198,7 +206,7 @@ impl Container {
             set_nonblocking(fd)?;
         }
         let outputs = outputs.into_iter().map(|(stream, fd)| (stream, fd, Vec::new())).collect();
-        self.attached.push(Attached { connection, stdin, outputs });
+        self.attached.push(Attached { connection, stdin, outputs, stuck: None });
         Ok(())
     }
 
@@ -249,6 +257,11 @@ impl Container {
         self.attached.retain_mut(Attached::flush);
     }
 
+    /// Whether somebody attached has so much to read that the container has to wait.
+    pub fn held_back(&self) -> bool {
+        self.attached.iter().any(Attached::behind)
+    }
+
     /// Everything that follows the first process's end: the rest of its processes, its output, its record.
     pub fn finish(&mut self, paths: &Paths, cgroups: &Cgroups, status: WaitStatus, now: Timestamp) {
         // Without a pid namespace of its own, children outlive the first process.
@@ -263,11 +276,12 @@ impl Container {
                 }
             }
             drained += READ;
+            self.flush_attached();
             if self.outputs.len() == before && !self.outputs.iter().any(|o| readable(o.fd.as_fd())) {
                 break;
             }
         }
-        self.flush_attached();
+        self.say_last_words();
         let started_at = match self.state {
             RunState::Running { started_at } => Some(started_at),
             RunState::Created | RunState::Exited(_) => None,
@@ -291,6 +305,29 @@ impl Container {
     }
 }
 
+impl Container {
+    /// Waits, not for long, until who is attached has everything.
+    fn say_last_words(&mut self) {
+        let end = Instant::now() + LAST_WORDS;
+        loop {
+            self.flush_attached();
+            let mut blocked: Vec<PollFd> = self.attached.iter().flat_map(Attached::blocked).map(writable).collect();
+            let left = end.saturating_duration_since(Instant::now());
+            if blocked.is_empty() || left.is_zero() {
+                return;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            if poll(&mut blocked, timeout).is_err_and(|e| e != Errno::EINTR) {
+                return;
+            }
+        }
+    }
+}
+
+fn writable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLOUT)
+}
+
 impl Attached {
     fn push(&mut self, stream: Stream, data: &[u8]) {
         for (_, _, backlog) in self.outputs.iter_mut().filter(|(s, _, _)| *s == stream) {
@@ -298,19 +335,30 @@ impl Attached {
         }
     }
 
+    fn behind(&self) -> bool {
+        self.outputs.iter().any(|(_, _, backlog)| backlog.len() > MAX_BACKLOG)
+    }
+
     /// `false` when there is nothing left of this client.
     fn flush(&mut self) -> bool {
+        let mut progress = false;
         self.outputs.retain_mut(|(_, fd, backlog)| {
             if backlog.is_empty() {
                 return true;
             }
             match nix::unistd::write(&*fd, backlog) {
-                Ok(n) => drop(backlog.drain(..n)),
-                Err(Errno::EAGAIN | Errno::EINTR) => {}
-                Err(_) => return false,
+                Ok(n) => {
+                    progress |= n > 0;
+                    backlog.drain(..n);
+                    true
+                }
+                Err(e) => matches!(e, Errno::EAGAIN | Errno::EINTR),
             }
-            backlog.len() <= MAX_BACKLOG
         });
+        self.stuck = if progress || !self.behind() { None } else { self.stuck.or_else(|| Some(Instant::now())) };
+        if self.stuck.is_some_and(|since| since.elapsed() > MAX_STUCK) {
+            return false;
+        }
         self.stdin.is_some() || !self.outputs.is_empty()
     }
 
@@ -458,7 +506,6 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 }
 
 fn readable(fd: BorrowedFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let mut set = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut set, PollTimeout::ZERO).is_ok_and(|n| n > 0)
 }

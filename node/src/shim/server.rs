@@ -27,6 +27,9 @@ const MAX_CONNECTIONS: usize = 256;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const KILL_PAUSE: Duration = Duration::from_millis(1);
 
+/// Milliseconds between two looks at clients that leave their output unread.
+const RECHECK: u16 = 1000;
+
 struct Connection {
     socket: UnixStream,
     inbox: Inbox,
@@ -105,7 +108,8 @@ impl Server {
             set.push(input(connection.socket.as_fd()));
         }
         for (name, container) in &self.containers {
-            for (index, stream) in container.outputs.iter().enumerate().rev() {
+            let readable = if container.held_back() { 0 } else { container.outputs.len() };
+            for (index, stream) in container.outputs.iter().enumerate().take(readable).rev() {
                 sources.push(Source::Output(name.clone(), index));
                 set.push(input(stream.fd.as_fd()));
             }
@@ -124,7 +128,9 @@ impl Server {
                 }
             }
         }
-        match poll(&mut set, PollTimeout::NONE) {
+        // A client that does not read is looked at again without being heard of.
+        let held_back = self.containers.values().any(Container::held_back);
+        match poll(&mut set, if held_back { RECHECK.into() } else { PollTimeout::NONE }) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
