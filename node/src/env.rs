@@ -12,7 +12,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use crate::quantity;
+use api::quantity;
 
 /// Everything that a pod's configuration can refer to, fetched beforehand. None: the object does not exist.
 #[derive(Clone, Debug, Default)]
@@ -224,7 +224,7 @@ pub fn resource_value(
     };
     let one = Quantity("1".to_owned());
     let divisor = field.divisor.as_ref().unwrap_or(&one);
-    let value = amount.and_then(|quantity| quantity::divided(quantity, divisor)).unwrap_or(0);
+    let value = amount.map_or(0, |amount| quantity::divided(amount, divisor));
     Ok(value.to_string())
 }
 

@@ -31,7 +31,6 @@ pub mod backend;
 pub mod context;
 pub mod network;
 pub mod paths;
-pub mod quantity;
 
 pub mod image;
 pub mod runtime;

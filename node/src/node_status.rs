@@ -250,7 +250,11 @@ pub async fn run(client: Client, facts: Arc<Facts>, nodes: Arc<Cache<Node>>, mut
             (true, true) => Ok(()),
         };
         let shown_status = shown.as_ref().and_then(|n| n.status.clone()).unwrap_or_default();
-        let before = sent.as_ref().map_or(&shown_status, |(status, _)| status);
+        // What others have written in this node's stead is what changes now, and not what was sent before that.
+        let before = match &sent {
+            Some((status, _)) if shown.is_none() || !contradicted(&shown_status, status) => status,
+            Some(_) | None => &shown_status,
+        };
         let current = status(&facts, ready, facts.pressure(), before, Timestamp::now());
         // Deleted under a running agent: the node is created again.
         registered &= sent.is_none() || shown.is_some();
@@ -347,6 +351,6 @@ mod tests {
         assert_eq!(facts.labels["disk"], "ssd");
         assert_eq!(facts.labels["kubernetes.io/hostname"], "n1");
         assert!(facts.memory > 0);
-        assert!(crate::quantity::millis(&facts.allocatable["cpu"]).is_some_and(|m| m >= 1000));
+        assert!(api::quantity::milli(&facts.allocatable["cpu"]) >= 1000);
     }
 }

@@ -152,6 +152,17 @@ pub fn units(quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity)
     quantity.0.parse::<Quantity>().unwrap_or_default().units()
 }
 
+/// How many times `divisor`, or one where that is no positive number, goes into a typed quantity; rounded up.
+pub fn divided(
+    quantity: &k8s_openapi::apimachinery::pkg::api::resource::Quantity,
+    divisor: &k8s_openapi::apimachinery::pkg::api::resource::Quantity,
+) -> i64 {
+    let nanos =
+        |q: &k8s_openapi::apimachinery::pkg::api::resource::Quantity| q.0.parse::<Quantity>().unwrap_or_default().nanos;
+    let by = Some(nanos(divisor)).filter(|by| *by > 0).unwrap_or(NANO);
+    round_up(nanos(quantity), by)
+}
+
 impl FromStr for Quantity {
     type Err = ParseError;
 
@@ -300,6 +311,16 @@ mod tests {
 
     fn parse(text: &str) -> Quantity {
         text.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn a_quantity_is_divided_and_rounded_up() {
+        use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Typed;
+        let table = [("1500m", "1", 2), ("64Mi", "1Mi", 64), ("250m", "1m", 250), ("3", "0", 3), ("nonsense", "1", 0)];
+        for (quantity, divisor, times) in table {
+            let got = divided(&Typed(quantity.to_owned()), &Typed(divisor.to_owned()));
+            assert_eq!(got, times, "{quantity} / {divisor}");
+        }
     }
 
     #[test]

@@ -52,7 +52,8 @@ pub enum Outcome {
     },
     TornDown(Result<(), String>),
     Looked(Result<Vec<Seen>, runtime::Error>),
-    Written(Result<(), client::Error>),
+    /// The revision of what was written.
+    Written(Result<u64, client::Error>),
 }
 
 /// Volumes in place, and what they and the containers' environments were made from.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
-use crate::quantity;
+use api::quantity;
 
 pub fn class(pod: &Pod) -> &'static str {
     let Some(spec) = &pod.spec else { return "BestEffort" };
@@ -10,7 +10,7 @@ pub fn class(pod: &Pod) -> &'static str {
     let amount = |container: &Container, limits: bool, name: &str| {
         let resources = container.resources.as_ref()?;
         let map = if limits { resources.limits.as_ref() } else { resources.requests.as_ref() };
-        map?.get(name).and_then(quantity::millis).filter(|n| *n > 0)
+        map?.get(name).map(quantity::milli).filter(|n| *n > 0)
     };
     let any = all.iter().any(|c| {
         ["cpu", "memory"].iter().any(|name| amount(c, true, name).is_some() || amount(c, false, name).is_some())

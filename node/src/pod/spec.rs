@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use api::quantity;
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec, ResourceRequirements, SecurityContext},
     apimachinery::pkg::api::resource::Quantity,
@@ -10,7 +11,7 @@ use k8s_openapi::{
 use super::qos;
 use crate::{
     env::{ConfigError, Environment, expand},
-    netfiles, quantity,
+    netfiles,
     runtime::{ContainerSpec, Mount, Propagation, Qos, Resources, SandboxSpec, Seccomp, Security, UserSpec},
 };
 
@@ -71,9 +72,9 @@ fn limit(resources: Option<&ResourceRequirements>, name: &str) -> Option<Quantit
 
 /// The pod's own limits: set only where every container has one.
 fn whole(spec: &PodSpec) -> Resources {
-    let millis = |c: &Container| request(c.resources.as_ref(), "cpu").as_ref().and_then(quantity::millis).unwrap_or(0);
-    let sum = |name: &str, read: fn(&Quantity) -> Option<i64>| -> Option<i64> {
-        let of = |c: &Container| limit(c.resources.as_ref(), name).as_ref().and_then(read).filter(|n| *n > 0);
+    let millis = |c: &Container| request(c.resources.as_ref(), "cpu").as_ref().map(quantity::milli).unwrap_or(0);
+    let sum = |name: &str, read: fn(&Quantity) -> i64| -> Option<i64> {
+        let of = |c: &Container| limit(c.resources.as_ref(), name).as_ref().map(read).filter(|n| *n > 0);
         let mains: Option<i64> = spec.containers.iter().map(of).sum();
         // Init containers run before the main ones, sidecars beside them: the larger of both sides is enough.
         let (mut beside, mut before) = (0, 0);
@@ -89,9 +90,9 @@ fn whole(spec: &PodSpec) -> Resources {
     };
     Resources {
         cpu_shares: Some(shares(spec.containers.iter().map(millis).sum())),
-        cpu_quota: sum("cpu", quantity::millis).map(quota),
+        cpu_quota: sum("cpu", quantity::milli).map(quota),
         cpu_period: Some(CPU_PERIOD),
-        memory_limit: sum("memory", quantity::value),
+        memory_limit: sum("memory", quantity::units),
         pids_limit: None,
     }
 }
@@ -113,7 +114,7 @@ pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<Conta
         list.iter().flatten().map(|word| expand(word, |name| parts.env.get(name).map(str::to_owned))).collect()
     };
     let resources = container.resources.as_ref();
-    let cpu_limit = limit(resources, "cpu").as_ref().and_then(quantity::millis).filter(|n| *n > 0);
+    let cpu_limit = limit(resources, "cpu").as_ref().map(quantity::milli).filter(|n| *n > 0);
     Ok(ContainerSpec {
         pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
         name: container.name.clone(),
@@ -126,10 +127,10 @@ pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<Conta
         user: user(spec, container),
         security: security(spec, container)?,
         resources: Resources {
-            cpu_shares: Some(shares(request(resources, "cpu").as_ref().and_then(quantity::millis).unwrap_or(0))),
+            cpu_shares: Some(shares(request(resources, "cpu").as_ref().map(quantity::milli).unwrap_or(0))),
             cpu_quota: cpu_limit.map(quota),
             cpu_period: Some(CPU_PERIOD),
-            memory_limit: limit(resources, "memory").as_ref().and_then(quantity::value).filter(|n| *n > 0),
+            memory_limit: limit(resources, "memory").as_ref().map(quantity::units).filter(|n| *n > 0),
             pids_limit: None,
         },
         oom_score_adj: Some(oom_score(pod, container, parts.node_memory)),
@@ -147,7 +148,7 @@ fn oom_score(pod: &Pod, container: &Container, node_memory: i64) -> i32 {
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
-            let asked = request(container.resources.as_ref(), "memory").as_ref().and_then(quantity::value).unwrap_or(0);
+            let asked = request(container.resources.as_ref(), "memory").as_ref().map(quantity::units).unwrap_or(0);
             let score = 1000 - i128::from(asked) * 1000 / i128::from(node_memory.max(1));
             i32::try_from(score.clamp(3, 999)).unwrap_or(999)
         }

@@ -22,9 +22,12 @@ const STATUS_PATIENCE: SignedDuration = SignedDuration::from_millis(250);
 /// After a failed write of status or of the deletion; it doubles.
 const WRITE_RETRY: SignedDuration = SignedDuration::from_millis(200);
 const WRITE_RETRY_MAX: SignedDuration = SignedDuration::from_secs(10);
+
 /// What the API has been told, and what it is still to be told.
 pub(super) struct Tell {
     pub(super) sent: PodStatus,
+    /// Objects from this revision on show what others have made of `sent`.
+    pub(super) told_at: u64,
     pub(super) current: PodStatus,
     /// When `current` began to differ from `sent`.
     pub(super) since: Option<Timestamp>,
@@ -49,6 +52,11 @@ impl Worker {
         }
         if self.tell.writing.is_some() || self.gone {
             return None;
+        }
+        if object::revision(&*self.pod) >= self.tell.told_at && contradicted(self.pod.status.as_ref(), &self.tell.sent)
+        {
+            // While this node was cut off it was given up: what others wrote in its stead has to be put right.
+            self.tell.sent = PodStatus::default();
         }
         let differs = self.tell.current != self.tell.sent;
         if let Some(at) = self.tell.retry_at.filter(|at| *at > now) {
@@ -95,12 +103,13 @@ impl Worker {
             && !ready(&self.tell.sent)
     }
 
-    pub(super) fn fold_written(&mut self, result: Result<(), client::Error>, now: Timestamp) {
+    /// `result` has the revision that came of the write.
+    pub(super) fn fold_written(&mut self, result: Result<u64, client::Error>, now: Timestamp) {
         let Some(write) = self.tell.writing.take() else { return };
         match result {
-            Ok(()) => {
+            Ok(revision) => {
                 match write {
-                    Write::Status(status) => self.tell.sent = *status,
+                    Write::Status(status) => (self.tell.sent, self.tell.told_at) = (*status, revision + 1),
                     Write::Delete => self.deleted = true,
                 }
                 (self.tell.failures, self.tell.retry_at) = (0, None);
@@ -129,22 +138,34 @@ async fn send(context: Arc<Context>, pod: Arc<Pod>, write: Write) -> Outcome {
     let _permit = context.status_writes.acquire().await;
     let result = match write {
         Write::Status(status) => match status_patch(&pod, &status) {
-            Ok(patch) => context.client.patch_status::<Pod>(namespace, name, &patch).await.map(drop),
+            Ok(patch) => {
+                let written = context.client.patch_status::<Pod>(namespace, name, &patch).await;
+                written.map(|pod| object::revision(&pod))
+            }
             Err(error) => {
                 tracing::error!(pod = uid(&pod), %error, "a status cannot be encoded");
-                Ok(())
+                Ok(object::revision(&*pod))
             }
         },
         Write::Delete => {
             let options = DeleteOptions::uid(uid(&pod)).grace(0);
             match context.client.delete::<Pod>(namespace, name, &options).await {
                 // Another object has the name: ours is gone.
-                Err(error) if error.is_conflict() => Ok(()),
-                other => other,
+                Err(error) if error.is_conflict() => Ok(object::revision(&*pod)),
+                other => other.map(|()| object::revision(&*pod)),
             }
         }
     };
     Outcome::Written(result)
+}
+
+/// Another state is shown of a condition that this node has told about. Pure.
+fn contradicted(shown: Option<&PodStatus>, told: &PodStatus) -> bool {
+    let conditions = shown.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    told.conditions.iter().flatten().any(|own| {
+        let other = conditions.iter().find(|c| c.type_ == own.type_);
+        other.is_none_or(|c| c.status != own.status)
+    })
 }
 
 /// Only what this node owns: conditions of others merge by type, and absent fields of ours are cleared.

@@ -175,7 +175,7 @@ impl Worker {
             probing: JoinSet::new(),
             reports,
             signals,
-            tell: Tell { current: status, sent, since: None, writing: None, failures: 0, retry_at: None },
+            tell: Tell { current: status, sent, told_at: 0, since: None, writing: None, failures: 0, retry_at: None },
         }
     }
 

@@ -28,6 +28,8 @@ use crate::{
     },
 };
 
+/// Of the object before the first write of its status.
+const REVISION: u32 = 5;
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -232,8 +234,11 @@ impl Transport for Api {
                 let patch: Value = serde_json::from_slice(request.body())?;
                 assert_eq!(patch["metadata"]["uid"], "u");
                 *api.status.lock().expect("unpoisoned") = patch["status"].clone();
-                *api.writes.lock().expect("unpoisoned") += 1;
-                pod
+                let mut writes = api.writes.lock().expect("unpoisoned");
+                *writes += 1;
+                let meta =
+                    json!({"name": "p", "namespace": "ns", "resourceVersion": (REVISION * (1 + *writes)).to_string()});
+                json!({"metadata": meta, "spec": {"containers": []}, "status": patch["status"]})
             } else if *request.method() == Method::DELETE {
                 let options: Value = serde_json::from_slice(request.body())?;
                 assert_eq!(
@@ -265,7 +270,7 @@ struct Scene {
 
 impl Scene {
     fn new(spec: Value, prepare: impl FnOnce(&mut Memory, &Api)) -> Scene {
-        let meta = json!({"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": "5"});
+        let meta = json!({"name": "p", "namespace": "ns", "uid": "u", "resourceVersion": REVISION.to_string()});
         let pod: Pod = serde_json::from_value(json!({"metadata": meta, "spec": spec})).expect("a pod");
         let home = tempfile::tempdir().expect("a directory");
         let runtime =
@@ -413,6 +418,24 @@ async fn a_server_that_is_away_learns_the_truth_later() {
     scene.runtime.end("c", 4);
     let crash = |s: &Value| s["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff";
     scene.status("the back-off", crash).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_others_gave_up_is_told_again() {
+    let mut scene = Scene::new(plain(), |_, _| {});
+    let mut status = scene.ready().await;
+    let writes = || *scene.api.0.writes.lock().expect("unpoisoned");
+    let before = writes();
+    for condition in status["conditions"].as_array_mut().into_iter().flatten().filter(|c| c["type"] == "Ready") {
+        condition["status"] = json!("False");
+    }
+    *scene.api.0.status.lock().expect("unpoisoned") = Value::Null;
+    scene.pod.status = serde_json::from_value(status).expect("a status");
+    let given_up = REVISION * (1 + before) + 1;
+    scene.pod.metadata.resource_version = Some(given_up.to_string());
+    scene.handle.wanted.send_replace(Wanted::Object(Arc::new(scene.pod.clone())));
+    scene.ready().await;
+    assert_eq!(writes(), before + 1, "one answer to one contradiction");
 }
 
 #[tokio::test]

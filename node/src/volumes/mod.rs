@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use api::quantity;
 use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, HostPathVolumeSource, Pod, Volume};
 use nix::mount::{MsFlags, mount};
 
@@ -24,7 +25,6 @@ use self::payload::Secrecy;
 use crate::{
     env::{Environment, Sources, expand},
     paths::component,
-    quantity,
     runtime::{Mount, Propagation},
 };
 
@@ -98,7 +98,7 @@ fn empty_dir(dir: &Path, source: &EmptyDirVolumeSource, group: Option<u32>) -> i
     fs::create_dir_all(dir)?;
     let memory = source.medium.as_deref() == Some("Memory");
     if memory && !beneath::is_mounted(dir) {
-        let size = source.size_limit.as_ref().and_then(quantity::value).filter(|size| *size > 0);
+        let size = source.size_limit.as_ref().map(quantity::units).filter(|size| *size > 0);
         let options = size.map_or_else(|| "mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
         in_memory(dir, &options)?;
     } else if !fresh {
