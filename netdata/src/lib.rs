@@ -4,7 +4,7 @@
 //! this node does for it); `batch` (what a table holds, and the way from one to another); `ruleset` (all services -> a
 //! table, and a change -> a small batch); `json` and `text` (the batch in nft's words); `skeleton` (the rest of the
 //! table); `index` and `dns::answer` (a question -> an answer); `ips` (addresses).
-//! Shells: `nft`, `conntrack`, `links`, `fabric`, `sysctl`, `dns`; and the loops `services` and `network`.
+//! Shells: `records`, `nft`, `conntrack`, `links`, `fabric`, `sysctl`, `dns`; and the loops `services` and `network`.
 //!
 //! Invariants:
 //! - All rules are in one table, `ip minik8s`; nothing in another table is read or changed. What another table drops
@@ -29,6 +29,7 @@ pub mod json;
 pub mod links;
 pub mod network;
 pub mod nft;
+pub mod records;
 pub mod routes;
 pub mod ruleset;
 pub mod services;
@@ -53,9 +54,10 @@ pub use crate::{
 };
 use crate::{
     compile::Local,
-    ips::{Allocator, Record, Records},
+    ips::Allocator,
     links::{BRIDGE, Links, PodLink, VXLAN, pod_link_name},
     network::{Network, Nodes},
+    records::{Record, Records},
     services::Services,
     skeleton::Skeleton,
 };
