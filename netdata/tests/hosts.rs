@@ -143,6 +143,7 @@ impl Lan {
         // Rules hold whether or not the kernel shows them what is bridged; hosts have it either way.
         for (node, shown) in [(&a, 1), (&b, 0)] {
             node.host.netns.exec("sysctl", &format!("-qw net.bridge.bridge-nf-call-iptables={shown}"));
+            node.host.netns.exec("sysctl", "-qw net.ipv4.conf.all.accept_redirects=0");
         }
         let mut lan = Lan { api, a, b, stranger, _switch: switch };
         lan.a.start(&lan.api);
@@ -448,7 +449,9 @@ fn a_restart_keeps_everything_and_a_removal_nothing() {
     assert_eq!(netns.ip("-br link show up").lines().count(), 2, "before: {before}");
     assert_eq!(netns.ip("route"), "192.168.77.0/24 dev uplink proto kernel scope link src 192.168.77.1 \n");
     assert!(!netns.ip("addr").contains(DNS));
-    assert_eq!(netns.exec("cat", "/proc/sys/net/ipv4/ip_forward").1, "0\n");
+    for (setting, was) in [("ip_forward", 0), ("conf/all/accept_redirects", 0), ("conf/all/send_redirects", 1)] {
+        assert_eq!(netns.exec("cat", &format!("/proc/sys/net/ipv4/{setting}")).1, format!("{was}\n"), "{setting}");
+    }
     assert!(!lan.a.dir.join("run/network").exists() && !lan.a.dir.join("data/network").exists());
 }
 
