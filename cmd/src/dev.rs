@@ -35,7 +35,10 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
     println!("  export KUBECONFIG={}", kubeconfig.display());
     println!("  kubectl get nodes");
     println!("  kubectl create deployment web --image=nginx && kubectl get pods -o wide");
-    println!("Ctrl-C ends the cluster{}.", if flags.keep { ", but not its pods" } else { " and its pods; its objects stay in the data directory" });
+    println!(
+        "Ctrl-C ends the cluster{}.",
+        if flags.keep { ", but not its pods" } else { " and its pods; its objects stay in the data directory" }
+    );
     let ended = tokio::select! {
         asked = stop::asked() => asked,
         reason = control_plane.store.ended() => Err(reason).context("the store ended"),

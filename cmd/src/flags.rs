@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind, parser::ValueSource,
+};
 use serde_json::Value;
 
 /// A small Kubernetes-compatible cluster: API server, store, scheduler, controllers and nodes in one binary.
@@ -139,7 +141,7 @@ pub struct Dev {
     #[arg(long)]
     pub keep: bool,
     /// The address that the API server listens on.
-    #[arg(long, env = "MINIK8S_BIND", default_value = "127.0.0.1:6443", value_name = "ADDRESS:PORT")]
+    #[arg(long, env = "MINIK8S_BIND", default_value = "0.0.0.0:6443", value_name = "ADDRESS:PORT")]
     pub bind: SocketAddr,
     #[command(flatten)]
     pub node: Node,
@@ -254,9 +256,11 @@ mod tests {
         assert_eq!(flags.bind.port(), 8000, "the command line wins");
         assert_eq!(flags.tls_san, ["a", "b"]);
 
-        for (text, part) in [("no-such: 1\n", "no flag named \"no-such\""), ("- a\n", "map of flags"), ("bind: x\n", "--bind")] {
+        for (text, part) in
+            [("no-such: 1\n", "no flag named \"no-such\""), ("- a\n", "map of flags"), ("bind: x\n", "--bind")]
+        {
             std::fs::write(&file, text).expect("written");
-            let error = parsed(&["server", "--config", path]).err().expect("refused");
+            let error = parsed(&["server", "--config", path]).expect_err("refused");
             assert!(error.contains(part), "{text:?}: {error}");
         }
         std::fs::write(&file, "join: https://m:6443\nkeep: true\n").expect("written");

@@ -10,8 +10,9 @@ use crate::flags::{Cli, DataDir};
 /// The join token as the server's data directory holds it.
 pub fn token(flags: &DataDir) -> Result<()> {
     let path = flags.data_dir.join("token");
-    let token = std::fs::read_to_string(&path)
-        .with_context(|| format!("no token in {}: run this on a server, with its --data-dir", flags.data_dir.display()))?;
+    let token = std::fs::read_to_string(&path).with_context(|| {
+        format!("no token in {}: run this on a server, with its --data-dir", flags.data_dir.display())
+    })?;
     println!("{}", token.trim());
     Ok(())
 }

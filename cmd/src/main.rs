@@ -1,9 +1,9 @@
 //! `minik8s`: a whole Kubernetes-compatible cluster in one binary.
 //!
-//! - [`flags`]: the command line, the environment and the config file
+//! - [`flags`] for the command line, the environment and the config file
 //! - [`server`], [`agent`], [`dev`]: the three ways to run
 //! - [`image`], [`info`]: small tools
-//! - [`stop`]: signals
+//! - [`stop`] for signals
 //!
 //! Exit codes: 0 stopped, 1 failed (one line on stderr says what and what to do), 2 wrong usage.
 

@@ -50,7 +50,8 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub async fn start(config: Config) -> Result<ControlPlane> {
-        let store = store::Store::open(store::Config::new(config.data_dir.join("store"))).await.context("open the store")?;
+        let store =
+            store::Store::open(store::Config::new(config.data_dir.join("store"))).await.context("open the store")?;
         let settings = apiserver::Config {
             data_dir: config.data_dir.clone(),
             bind: config.bind,
@@ -67,7 +68,11 @@ impl ControlPlane {
         loops.spawn(scheduler::run(scheduler));
         let manager = in_process(&server, "system:kube-controller-manager");
         let settings = controllers::Config {
-            cluster_cidr: config.networks.cluster_cidr.parse().map_err(|e: String| anyhow::anyhow!("--cluster-cidr: {e}"))?,
+            cluster_cidr: config
+                .networks
+                .cluster_cidr
+                .parse()
+                .map_err(|e: String| anyhow::anyhow!("--cluster-cidr: {e}"))?,
             root_ca_pem: server.ca_pem().to_owned(),
             node_monitor_grace: controllers::NODE_MONITOR_GRACE,
         };

@@ -3,7 +3,8 @@
 
 ns=m8s-bench; dir=$(mktemp -d /tmp/m8s-bench-XXXXXX); node=bench
 
-in_ns() { nsenter --net=/var/run/netns/$ns "$@"; }
+enter="nsenter --net=/var/run/netns/$ns" # a plain prefix: behind a function, $! would be a shell of its own
+in_ns() { $enter "$@"; }
 median() { sort -n | awk '{v[NR]=$1} END{print v[int((NR+1)/2)]}'; }
 since_ms() { echo $((($(date +%s%N) - $1) / 1000000)); }
 k() { in_ns kubectl --kubeconfig "$dir/data/kubeconfig.yaml" "$@"; }
@@ -18,7 +19,7 @@ host_up() {
 registry_up() {
   "$(dirname "$0")/../images.sh" "$dir/images"
   printf 'version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: 127.0.0.1:5000}\n' "$dir/registry" >"$dir/registry.yml"
-  in_ns docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+  $enter docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
   until in_ns curl -sf http://127.0.0.1:5000/v2/ >/dev/null; do :; done
   in_ns skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$dir/images/oci:busybox" docker://127.0.0.1:5000/library/busybox:latest
   printf 'mirrors: {docker.io: {endpoint: ["http://127.0.0.1:5000"]}}\n' >"$dir/registries.yaml"
@@ -26,9 +27,9 @@ registry_up() {
 
 # Server and agent as two processes, so that each can be measured: sets server and agent to their pids.
 cluster_up() {
-  in_ns "$bin" server --data-dir "$dir/data" --bind 127.0.0.1:6443 --advertise-address 10.78.0.1 >"$dir/server.log" 2>&1 & server=$!
+  $enter "$bin" server --data-dir "$dir/data" --advertise-address 10.78.0.1 >"$dir/server.log" 2>&1 & server=$!
   until [ "$(in_ns curl -sk --max-time 1 https://127.0.0.1:6443/readyz 2>/dev/null)" = ok ]; do :; done
-  in_ns "$bin" agent --join https://127.0.0.1:6443 --token "$(cat "$dir/data/token")" --data-dir "$dir/node" --run-dir "$dir/run" \
+  $enter "$bin" agent --join https://127.0.0.1:6443 --token "$(cat "$dir/data/token")" --data-dir "$dir/node" --run-dir "$dir/run" \
     --node-name $node --node-ip 10.78.0.1 --registries "$dir/registries.yaml" >"$dir/agent.log" 2>&1 & agent=$!
   until k get nodes 2>/dev/null | grep -q ' Ready'; do :; done
 }

@@ -10,7 +10,7 @@ tests() { # how to run it...
   "$@" -n "$n" create get list1 list patch
 }
 host_up
-in_ns "$bin" server --data-dir "$dir/data" --bind 127.0.0.1:6443 --advertise-address 10.78.0.1 >"$dir/server.log" 2>&1 & server=$!
+$enter "$bin" server --data-dir "$dir/data" --advertise-address 10.78.0.1 >"$dir/server.log" 2>&1 & server=$!
 until [ "$(in_ns curl -sk --max-time 1 https://127.0.0.1:6443/readyz 2>/dev/null)" = ok ]; do :; done
 ours() { in_ns "$load" -kubeconfig "$dir/data/kubeconfig.yaml" -pids "$server" "$@"; }
 echo "ours: resident $(rss_mb $server) MB, empty"

@@ -9,7 +9,7 @@ host_up
 
 ready_ms() { # data directory
   local t; t=$(date +%s%N)
-  in_ns "$bin" server --data-dir "$1" --bind 127.0.0.1:6443 >"$dir/server.log" 2>&1 & server=$!
+  $enter "$bin" server --data-dir "$1" --bind 127.0.0.1:6443 >"$dir/server.log" 2>&1 & server=$!
   until [ "$(in_ns curl -sk --max-time 1 https://127.0.0.1:6443/readyz 2>/dev/null)" = ok ]; do :; done
   took=$(since_ms "$t")
 }
@@ -25,7 +25,7 @@ for ((i = 0; i < runs; i++)); do ready_ms "$dir/data"; stop; echo "$took"; done 
 
 for ((i = 0; i < runs; i++)); do
   t=$(date +%s%N)
-  in_ns "$bin" dev --data-dir "$dir/dev$i" --run-dir "$dir/run" --node-name $node >"$dir/dev.log" 2>&1 & server=$!
+  $enter "$bin" dev --data-dir "$dir/dev$i" --run-dir "$dir/run" --node-name $node >"$dir/dev.log" 2>&1 & server=$!
   until in_ns kubectl --kubeconfig "$dir/dev$i/kubeconfig.yaml" get nodes 2>/dev/null | grep -q ' Ready'; do :; done
   since_ms "$t"; stop
 done | median | sed 's/^/dev, exec to node Ready as kubectl sees it (ms): /'

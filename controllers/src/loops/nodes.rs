@@ -33,7 +33,11 @@ const LEASES: &str = "kube-node-lease";
 pub fn start(begin: &mut Begin<'_>, config: &Config) {
     let caches = begin.caches().clone();
     let started = runtime::now();
-    let feeds = Feeds::new().on(&caches.nodes, "a node changed", |change| vec![change.key.clone()]);
+    let feeds = Feeds::new().on(&caches.nodes, "a node changed", |change| vec![change.key.clone()]).on(
+        &caches.leases,
+        "a node came to life",
+        came_to_life,
+    );
     begin.run(Arc::new(Ranges { caches: caches.clone(), cluster: config.cluster_cidr }), feeds);
     let health = Health { caches: caches.clone(), grace: config.node_monitor_grace, started, heard: Mutex::default() };
     let health = Arc::new(health);
@@ -59,6 +63,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The node of a lease that is new.
+fn came_to_life(change: &Change<Lease>) -> Vec<Key> {
+    let new = change.key.namespace == LEASES && change.old.is_none();
+    if new { vec![Key::new("", &change.key.name)] } else { Vec::new() }
+}
+
 /// One worker: two nodes must not be given the same range.
 struct Ranges {
     caches: Caches,
@@ -77,6 +87,10 @@ impl Controller for Ranges {
         let Some(node) = self.caches.nodes.by_key(&turn.key) else { return Ok(Plan::nothing()) };
         // Nearly every look ends here: only a node without a range needs to know all the others'.
         if node.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some()) {
+            return Ok(Plan::nothing());
+        }
+        // A range is for a node that lives. Whoever makes Node objects by hand is not disturbed between two writes.
+        if self.caches.leases.get(LEASES, &turn.key.name).is_none() {
             return Ok(Plan::nothing());
         }
         let nodes = self.caches.nodes.list();
