@@ -189,17 +189,14 @@ async fn a_silent_node_loses_its_pods_and_is_healed_when_it_speaks() {
             status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }),
         };
         client.create(&node).await.expect("a node");
+        let metadata = ObjectMeta { namespace: Some("kube-node-lease".into()), ..named(name) };
+        client.create(&Lease { metadata, spec: Some(LeaseSpec::default()) }).await.expect("a lease");
     }
     fake.wait("ranges", |s| {
         let ranges: Vec<&Value> = s.all("nodes").iter().map(|n| &n["spec"]["podCIDR"]).collect();
         ranges.iter().all(|r| r.is_string()) && ranges[0] != ranges[1]
     })
     .await;
-    let lease = Lease {
-        metadata: ObjectMeta { namespace: Some("kube-node-lease".into()), ..named("a") },
-        spec: Some(LeaseSpec::default()),
-    };
-    client.create(&lease).await.expect("a lease");
     let mut pod = running("doomed", "b", Some(1));
     pod.metadata = named("doomed");
     client.create(&pod).await.expect("a pod");

@@ -7,6 +7,7 @@ use client::{Client, DeleteOptions, ListParams, Object, Patch, Propagation, Upda
 use controllers::Config;
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
+    coordination::v1::Lease,
     core::v1::{ConfigMap, Namespace, Node, Pod, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
@@ -181,6 +182,9 @@ async fn nodes_get_addresses_and_orphaned_objects_go() {
     let world = world().await;
     for name in ["a", "b"] {
         world.create::<Node>(json!({ "metadata": { "name": name } })).await;
+        world
+            .create::<Lease>(json!({ "metadata": { "name": name, "namespace": "kube-node-lease" }, "spec": {} }))
+            .await;
     }
     world
         .wait::<Node>("two ranges", "", |all| {

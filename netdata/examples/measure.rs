@@ -20,11 +20,15 @@ use std::{
 use client::Key;
 use netdata::{
     Cidr,
+    batch::Batch,
+    frontend::{Face, Frontend, Protocol},
     ips::Allocator,
+    json,
     links::{Links, PodLink, pod_link_name},
     nft,
-    ruleset::{Face, Frontend, Load, Protocol, Rules, Ruleset},
+    ruleset::{Load, Rules, Ruleset},
     skeleton::{self, Skeleton},
+    text,
 };
 
 const ROUNDS: usize = 30;
@@ -43,26 +47,49 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ruleset.apply((0..services).map(|n| (key(n), Some(rules(n, 0, ENDPOINTS)))));
     println!("{services} services of {ENDPOINTS} endpoints, compiled: {:?}", started.elapsed());
     let started = Instant::now();
-    nft::apply(&skeleton::replace(&skeleton, &ruleset)).await?;
+    nft::apply_text(&skeleton::replace(&skeleton, &ruleset)).await?;
     println!("the whole table put in place: {:?}", started.elapsed());
 
     let commits = watch_commits()?;
-    let (mut replaced, mut scaled) = (Vec::new(), Vec::new());
+    let mut times: BTreeMap<String, (Vec<Duration>, Vec<Duration>)> = BTreeMap::new();
     for round in 1..=ROUNDS {
-        let n = u32::try_from(round)? * 97 % services;
-        replaced.push(timed(&mut ruleset, n, rules(n, u32::try_from(round)?, ENDPOINTS), &commits).await?);
-        scaled.push(timed(&mut ruleset, n, rules(n, u32::try_from(round)?, ENDPOINTS - 1), &commits).await?);
-        let back = ruleset.apply([(key(n), Some(rules(n, u32::try_from(round)?, ENDPOINTS)))]);
-        nft::apply(&back.batch.to_string()).await?;
+        // Both ways in turn, so that what else the machine does falls on both.
+        for way in [Way::Typed, Way::Text] {
+            let version = u32::try_from(round)? * 2 + u32::from(way == Way::Text);
+            let n = u32::try_from(round)? * 97 % services;
+            for (what, endpoints) in [("one endpoint replaced", ENDPOINTS), ("one endpoint less", ENDPOINTS - 1)] {
+                let (in_force, ended) = timed(&mut ruleset, n, rules(n, version, endpoints), way, &commits).await?;
+                let times = times.entry(format!("{what}, {way:?}")).or_default();
+                times.0.push(in_force);
+                times.1.push(ended);
+            }
+            nft::apply(&ruleset.apply([(key(n), Some(rules(n, version, ENDPOINTS)))]).batch).await?;
+        }
     }
-    for (what, times) in [("one endpoint replaced", replaced), ("one endpoint less", scaled)] {
-        let (in_force, ended) = times.into_iter().unzip();
+    for (what, (in_force, ended)) in times {
         report(&format!("{what}, until the kernel had it"), in_force);
         report(&format!("{what}, until nft ended"), ended);
     }
     attach().await?;
-    nft::apply(&skeleton::remove()).await?;
+    nft::apply_typed(&json::delete_table()).await?;
     Ok(())
+}
+
+/// How nft is told of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Typed,
+    Text,
+}
+
+impl Way {
+    async fn apply(self, batch: &Batch) -> Result<(), Box<dyn Error>> {
+        match self {
+            Way::Typed => nft::apply_typed(&json::encode(batch).ok_or("the change declares a map")?).await?,
+            Way::Text => nft::apply_text(&text::encode(batch)).await?,
+        }
+        Ok(())
+    }
 }
 
 /// Until the kernel announced the change, and until nft ended.
@@ -70,12 +97,13 @@ async fn timed(
     ruleset: &mut Ruleset,
     n: u32,
     rules: Rules,
+    way: Way,
     commits: &mpsc::Receiver<Instant>,
 ) -> Result<(Duration, Duration), Box<dyn Error>> {
     while commits.try_recv().is_ok() {}
     let started = Instant::now();
     let change = ruleset.apply([(key(n), Some(rules))]);
-    nft::apply(&change.batch.to_string()).await?;
+    way.apply(&change.batch).await?;
     let ended = started.elapsed();
     Ok((commits.recv()?.duration_since(started), ended))
 }

@@ -1,40 +1,103 @@
-//! What a table holds, the difference between two of them as commands, and the commands in nft's own words.
+//! What a table holds, and the difference between two of them as commands.
 //!
-//! The words are text, not JSON: the JSON parser of nft 1.0.6 takes the declaration of a map whose values are
-//! `address . port` for a set, so a whole table could not be put in place in one transaction by JSON.
+//! Here is what each rule and element is; how nft is told of it is in `json` and in `text`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
 };
 
-/// The one table that is ours. All that is in it is ours, and nothing outside it is touched.
-pub const TABLE: &str = "ip minik8s";
+use crate::{
+    cidr::Cidr,
+    frontend::{Face, Frontend, Protocol},
+};
+
+/// The one table that is ours, of the family `ip`. All that is in it is ours, and nothing outside it is touched.
+pub const TABLE: &str = "minik8s";
+
+/// The set of addresses that must be masqueraded when they call themselves.
+pub const HAIRPIN: &str = "hairpin";
+
+/// The chain that tells the caller at once that nobody answers.
+pub const REFUSE: &str = "refuse";
+
+/// The chain that drops.
+pub const SILENT: &str = "silent";
 
 /// Things in the table beside its skeleton, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Items {
-    /// A set's name and its declaration.
-    pub sets: BTreeMap<String, String>,
-    /// A map's name and its declaration.
-    pub maps: BTreeMap<String, String>,
-    /// A chain's name and its rules.
-    pub chains: BTreeMap<String, Vec<String>>,
-    /// An element by set or map and key, with its value if it is in a map.
-    pub elements: BTreeMap<(String, String), Option<String>>,
+    /// Sets of clients that a rule remembers, and for how many seconds.
+    pub sets: BTreeMap<String, u32>,
+    /// Maps to endpoints, and whose frontends they are asked for.
+    pub maps: BTreeMap<String, Face>,
+    pub chains: BTreeMap<String, Vec<Rule>>,
+    /// An element by set or map and place in it, with what it leads to if it is in a map.
+    pub elements: BTreeMap<(String, Slot), Option<Target>>,
+}
+
+/// The key of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Slot {
+    Frontend(Frontend),
+    /// From this address to this address.
+    Itself(Ipv4Addr),
+}
+
+/// What an element of a map leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Chain(String),
+    Endpoint(SocketAddrV4),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// To the endpoint that this map has for the packet's frontend.
+    DnatByMap {
+        face: Face,
+        map: String,
+    },
+    /// On to one of these chains, by chance.
+    Draw {
+        chains: Vec<String>,
+    },
+    /// To one of these, by chance.
+    DnatDraw {
+        protocol: Protocol,
+        endpoints: Vec<SocketAddrV4>,
+    },
+    Dnat {
+        protocol: Protocol,
+        endpoint: SocketAddrV4,
+    },
+    /// Callers from elsewhere get no further.
+    DropOthers {
+        sources: Vec<Cidr>,
+    },
+    /// Callers in this set go on to this chain.
+    GotoIfSeen {
+        set: String,
+        chain: String,
+    },
+    /// The caller is in this set from now on, for so long.
+    Remember {
+        set: String,
+        seconds: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    AddSet { name: String, body: String },
-    AddMap { name: String, body: String },
+    AddSet { name: String, seconds: u32 },
+    AddMap { name: String, face: Face },
     AddChain { name: String },
-    AddRule { chain: String, rule: String },
+    AddRule { chain: String, rule: Rule },
     FlushChain { name: String },
-    DeleteElement { of: String, key: String },
-    AddElement { of: String, key: String, value: Option<String> },
+    DeleteElement { of: String, slot: Slot },
+    AddElement { of: String, slot: Slot, target: Option<Target> },
     DeleteChain { name: String },
-    DeleteMap { name: String },
+    DeleteMap { name: String, face: Face },
     DeleteSet { name: String },
 }
 
@@ -49,12 +112,9 @@ impl Items {
     /// what points at it, and goes after it. The kernel counts references command by command, also within a batch.
     pub fn diff(old: &Items, new: &Items) -> Batch {
         let mut commands = Vec::new();
-        for (name, body) in added(&old.sets, &new.sets) {
-            commands.push(Command::AddSet { name, body });
-        }
-        for (name, body) in added(&old.maps, &new.maps) {
-            commands.push(Command::AddMap { name, body });
-        }
+        let sets = extra(&new.sets, &old.sets);
+        commands.extend(sets.map(|(name, seconds)| Command::AddSet { name, seconds }));
+        commands.extend(extra(&new.maps, &old.maps).map(|(name, face)| Command::AddMap { name, face }));
         for name in new.chains.keys().filter(|name| !old.chains.contains_key(*name)) {
             commands.push(Command::AddChain { name: name.clone() });
         }
@@ -69,87 +129,46 @@ impl Items {
             let rules = rules.iter().map(|rule| Command::AddRule { chain: name.clone(), rule: rule.clone() });
             commands.extend(rules);
         }
-        // A changed element is deleted and added: the kernel knows no other way to change a value.
-        for ((of, key), value) in &old.elements {
-            if new.elements.get(&(of.clone(), key.clone())) != Some(value) {
-                commands.push(Command::DeleteElement { of: of.clone(), key: key.clone() });
+        // A changed element is deleted and added: the kernel knows no other way to change what it leads to.
+        for ((of, slot), target) in &old.elements {
+            if new.elements.get(&(of.clone(), *slot)) != Some(target) {
+                commands.push(Command::DeleteElement { of: of.clone(), slot: *slot });
             }
         }
-        for ((of, key), value) in &new.elements {
-            if old.elements.get(&(of.clone(), key.clone())) != Some(value) {
-                commands.push(Command::AddElement { of: of.clone(), key: key.clone(), value: value.clone() });
+        for ((of, slot), target) in &new.elements {
+            if old.elements.get(&(of.clone(), *slot)) != Some(target) {
+                commands.push(Command::AddElement { of: of.clone(), slot: *slot, target: target.clone() });
             }
         }
         let gone: BTreeSet<&String> = old.chains.keys().filter(|name| !new.chains.contains_key(*name)).collect();
         commands.extend(gone.iter().map(|name| Command::FlushChain { name: (*name).clone() }));
         commands.extend(gone.iter().map(|name| Command::DeleteChain { name: (*name).clone() }));
-        commands.extend(removed(&old.maps, &new.maps).map(|name| Command::DeleteMap { name }));
-        commands.extend(removed(&old.sets, &new.sets).map(|name| Command::DeleteSet { name }));
+        commands.extend(extra(&old.maps, &new.maps).map(|(name, face)| Command::DeleteMap { name, face }));
+        commands.extend(extra(&old.sets, &new.sets).map(|(name, _)| Command::DeleteSet { name }));
         Batch { commands }
     }
 }
 
-/// Declarations that are new. A name holds all that its declaration depends on, so none changes under its name.
-fn added<'a>(
-    old: &'a BTreeMap<String, String>,
-    new: &'a BTreeMap<String, String>,
-) -> impl Iterator<Item = (String, String)> + 'a {
-    new.iter().filter(|(name, _)| !old.contains_key(*name)).map(|(name, body)| (name.clone(), body.clone()))
-}
-
-fn removed<'a>(
-    old: &'a BTreeMap<String, String>,
-    new: &'a BTreeMap<String, String>,
-) -> impl Iterator<Item = String> + 'a {
-    old.keys().filter(|name| !new.contains_key(*name)).cloned()
+/// What is in the first only. A name holds all that its declaration depends on, so none changes under its name.
+fn extra<'a, T: Copy>(
+    these: &'a BTreeMap<String, T>,
+    those: &'a BTreeMap<String, T>,
+) -> impl Iterator<Item = (String, T)> + 'a {
+    these.iter().filter(|(name, _)| !those.contains_key(*name)).map(|(name, what)| (name.clone(), *what))
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
         self.commands.is_empty()
     }
-}
 
-impl fmt::Display for Batch {
-    /// One line a command, but neighbouring elements of one map in one line: nft reads them several times faster.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for run in self.commands.chunk_by(same_line) {
-            match &run[0] {
-                Command::AddElement { of, .. } => elements(f, "add", of, run)?,
-                Command::DeleteElement { of, .. } => elements(f, "delete", of, run)?,
-                Command::AddSet { name, body } => writeln!(f, "add set {TABLE} {name} {{ {body}; }}")?,
-                Command::AddMap { name, body } => writeln!(f, "add map {TABLE} {name} {{ {body}; }}")?,
-                Command::AddChain { name } => writeln!(f, "add chain {TABLE} {name}")?,
-                Command::AddRule { chain, rule } => writeln!(f, "add rule {TABLE} {chain} {rule}")?,
-                Command::FlushChain { name } => writeln!(f, "flush chain {TABLE} {name}")?,
-                Command::DeleteChain { name } => writeln!(f, "delete chain {TABLE} {name}")?,
-                Command::DeleteMap { name } => writeln!(f, "delete map {TABLE} {name}")?,
-                Command::DeleteSet { name } => writeln!(f, "delete set {TABLE} {name}")?,
-            }
-        }
-        Ok(())
+    /// Runs of commands that add elements to the same map, or delete from it; any other command is a run of its own.
+    /// One statement for such a run is read by nft several times faster than one for each element.
+    pub fn runs(&self) -> impl Iterator<Item = &[Command]> {
+        self.commands.chunk_by(|a, b| match (a, b) {
+            (Command::AddElement { of: a, .. }, Command::AddElement { of: b, .. })
+            | (Command::DeleteElement { of: a, .. }, Command::DeleteElement { of: b, .. }) => a == b,
+            _ => false,
+        })
     }
-}
-
-fn same_line(a: &Command, b: &Command) -> bool {
-    match (a, b) {
-        (Command::AddElement { of: a, .. }, Command::AddElement { of: b, .. }) => a == b,
-        (Command::DeleteElement { of: a, .. }, Command::DeleteElement { of: b, .. }) => a == b,
-        _ => false,
-    }
-}
-
-fn elements(f: &mut fmt::Formatter<'_>, verb: &str, of: &str, run: &[Command]) -> fmt::Result {
-    write!(f, "{verb} element {TABLE} {of} {{ ")?;
-    for (index, command) in run.iter().enumerate() {
-        if index > 0 {
-            f.write_str(", ")?;
-        }
-        match command {
-            Command::AddElement { key, value: Some(value), .. } => write!(f, "{key} : {value}")?,
-            Command::AddElement { key, .. } | Command::DeleteElement { key, .. } => f.write_str(key)?,
-            _ => {}
-        }
-    }
-    f.write_str(" }\n")
 }

@@ -16,7 +16,8 @@ use k8s_openapi::api::{
 
 use crate::{
     cidr::Cidr,
-    ruleset::{Face, Frontend, Load, Protocol, Rules, Special},
+    frontend::{Face, Frontend, Protocol},
+    ruleset::{Load, Rules, Special},
 };
 
 /// The label by which a slice names its service.

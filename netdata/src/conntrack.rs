@@ -16,7 +16,8 @@ use nix::sys::socket::{
 
 use crate::{
     error::{Error, Result},
-    ruleset::{Face, Stale},
+    frontend::Face,
+    ruleset::Stale,
 };
 
 const HEADER: usize = 16;

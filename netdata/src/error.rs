@@ -13,6 +13,8 @@ pub enum Error {
     NftStart { source: Arc<io::Error> },
     #[error("nft did not end within {seconds} s")]
     NftTimeout { seconds: u64 },
+    #[error("write rules as JSON")]
+    NftEncode { source: Arc<serde_json::Error> },
     #[error("nft refused the rules: {message}")]
     Nft { message: String },
     #[error("{operation} {subject}")]

@@ -1,9 +1,10 @@
 //! The pod network, service routing and cluster DNS of one node.
 //!
-//! Pure, in reading order: `cidr`; `routes` (nodes -> routes); `compile` (a service and its slices -> what this node
-//! does for it); `ruleset` (all services -> elements, and a change -> a small batch); `batch` (the batch in nft's
-//! words); `skeleton` (the rest of the table); `index` and `dns::answer` (a question -> an answer); `ips` (addresses).
-//! Shells: `nft`, `conntrack`, `links`, `fabric`, `sysctl`, `dns`; and the loops `services` and `network`.
+//! Pure, in reading order: `cidr`; `routes` (nodes -> routes); `frontend`; `compile` (a service and its slices -> what
+//! this node does for it); `batch` (what a table holds, and the way from one to another); `ruleset` (all services -> a
+//! table, and a change -> a small batch); `json` and `text` (the batch in nft's words); `skeleton` (the rest of the
+//! table); `index` and `dns::answer` (a question -> an answer); `ips` (addresses).
+//! Shells: `records`, `nft`, `conntrack`, `links`, `fabric`, `sysctl`, `dns`; and the loops `services` and `network`.
 //!
 //! Invariants:
 //! - All rules are in one table, `ip minik8s`; nothing in another table is read or changed. What another table drops
@@ -21,16 +22,20 @@ pub mod conntrack;
 pub mod dns;
 pub mod error;
 pub mod fabric;
+pub mod frontend;
 pub mod index;
 pub mod ips;
+pub mod json;
 pub mod links;
 pub mod network;
 pub mod nft;
+pub mod records;
 pub mod routes;
 pub mod ruleset;
 pub mod services;
 pub mod skeleton;
 pub mod sysctl;
+pub mod text;
 
 use std::{
     fs, io,
@@ -49,9 +54,10 @@ pub use crate::{
 };
 use crate::{
     compile::Local,
-    ips::{Allocator, Record, Records},
+    ips::Allocator,
     links::{BRIDGE, Links, PodLink, VXLAN, pod_link_name},
     network::{Network, Nodes},
+    records::{Record, Records},
     services::Services,
     skeleton::Skeleton,
 };
@@ -219,7 +225,7 @@ impl Netdata {
                 first = result;
             }
         };
-        note(nft::apply(&skeleton::remove()).await);
+        note(nft::apply_typed(&json::delete_table()).await);
         note(self.links.delete_ports_of(BRIDGE).await);
         note(fabric::remove_all_routes(&self.links).await);
         for interface in [BRIDGE, VXLAN] {

@@ -1,4 +1,4 @@
-//! Runs `nft`: one process for one transaction, its error text kept.
+//! Runs `nft`: one process for one transaction, its error text kept, which the `nftables` crate's own runner loses.
 //!
 //! The process ends about 10 ms after its transaction is in force: closing the socket waits for the kernel to free
 //! what was deleted. So callers gather what changes meanwhile, and never wait for a batch to be worth sending.
@@ -7,9 +7,12 @@ use std::{process::Stdio, time::Duration};
 
 use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 
+use nftables::schema::Nftables;
+
 use crate::{
-    batch::TABLE,
+    batch::{Batch, TABLE},
     error::{Error, Result},
+    json, text,
 };
 
 /// Far more than the largest table takes (100,000 elements: 1 s); an nft that hangs is ended.
@@ -18,18 +21,32 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// What of nft's complaint is worth a line in a log; it repeats the whole command it stumbled on.
 const ERROR_KEPT: usize = 400;
 
+/// Carries a batch out, all of it or nothing: as typed values, or as text if it declares what JSON cannot.
+pub async fn apply(batch: &Batch) -> Result<()> {
+    match json::encode(batch) {
+        Some(transaction) => apply_typed(&transaction).await,
+        None => apply_text(&text::encode(batch)).await,
+    }
+}
+
+/// Carries a transaction out, all of it or nothing.
+pub async fn apply_typed(transaction: &Nftables<'_>) -> Result<()> {
+    let bytes = serde_json::to_vec(transaction).map_err(|e| Error::NftEncode { source: e.into() })?;
+    run(&["-j", "-f", "-"], &bytes).await.map(drop)
+}
+
 /// Carries a script out, all of it or nothing.
-pub async fn apply(script: &str) -> Result<()> {
-    run(&["-f", "-"], script).await.map(drop)
+pub async fn apply_text(script: &str) -> Result<()> {
+    run(&["-f", "-"], script.as_bytes()).await.map(drop)
 }
 
 /// Whether our table is there. It costs one small process, and reads no rules.
 pub async fn has_table() -> Result<bool> {
-    let tables = run(&["list", "tables"], "").await?;
-    Ok(String::from_utf8_lossy(&tables).lines().any(|line| line.strip_prefix("table ") == Some(TABLE)))
+    let tables = run(&["list", "tables"], b"").await?;
+    Ok(String::from_utf8_lossy(&tables).lines().any(|line| line.strip_prefix("table ip ") == Some(TABLE)))
 }
 
-async fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>> {
+async fn run(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     let run = async {
         let mut nft = Command::new("nft")
             .args(arguments)
@@ -43,7 +60,7 @@ async fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>> {
         let write = async move {
             if let Some(mut stdin) = stdin {
                 // If nft stops reading, its exit code and error text say why.
-                let _ = stdin.write_all(input.as_bytes()).await;
+                let _ = stdin.write_all(input).await;
             }
         };
         let (output, ()) = tokio::join!(nft.wait_with_output(), write);

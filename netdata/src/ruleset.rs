@@ -8,123 +8,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
     net::{Ipv4Addr, SocketAddrV4},
 };
 
 use client::Key;
 
 use crate::{
-    batch::{Batch, Items},
+    batch::{Batch, HAIRPIN, Items, REFUSE, Rule, SILENT, Slot, Target},
     cidr::Cidr,
+    frontend::{Face, Frontend, Protocol},
 };
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Protocol {
-    /// Kubernetes' name for it; an absent one means TCP.
-    pub fn parse(name: Option<&str>) -> Option<Protocol> {
-        match name {
-            None | Some("TCP") => Some(Protocol::Tcp),
-            Some("UDP") => Some(Protocol::Udp),
-            Some("SCTP") => Some(Protocol::Sctp),
-            Some(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        })
-    }
-}
-
-/// Which of the four verdict maps a frontend is in: those of addresses or those of node ports, and of each the one
-/// for every caller or the one that is asked first, and only for callers from outside the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Face {
-    Vip,
-    VipOutside,
-    Node,
-    NodeOutside,
-}
-
-impl Face {
-    pub const ALL: [Face; 4] = [Face::Vip, Face::VipOutside, Face::Node, Face::NodeOutside];
-
-    /// The name of its verdict map, and the first part of all its other names.
-    pub fn name(self) -> &'static str {
-        match self {
-            Face::Vip => "vip",
-            Face::VipOutside => "vip-outside",
-            Face::Node => "node",
-            Face::NodeOutside => "node-outside",
-        }
-    }
-
-    /// The type of its maps' keys, in nft's words.
-    pub fn key_type(self) -> &'static str {
-        match self {
-            Face::Vip | Face::VipOutside => "ipv4_addr . inet_proto . inet_service",
-            Face::Node | Face::NodeOutside => "inet_proto . inet_service",
-        }
-    }
-
-    /// The expression that reads such a key from a packet.
-    pub fn lookup(self) -> &'static str {
-        match self {
-            Face::Vip | Face::VipOutside => "ip daddr . meta l4proto . th dport",
-            Face::Node | Face::NodeOutside => "meta l4proto . th dport",
-        }
-    }
-
-    pub fn pick_chain(self, index: usize) -> String {
-        format!("{}-pick-{index}", self.name())
-    }
-
-    pub fn index_map(self, index: usize) -> String {
-        format!("{}-{index}", self.name())
-    }
-
-    /// Where a packet goes whose service has so many endpoints.
-    pub fn spread_chain(self, width: usize) -> String {
-        if width == 1 { self.pick_chain(0) } else { format!("{}-of-{width}", self.name()) }
-    }
-}
-
-/// Where a service is called: an address and a port, or a port of every node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Frontend {
-    pub face: Face,
-    /// Unspecified (0.0.0.0) for the faces of node ports.
-    pub ip: Ipv4Addr,
-    pub protocol: Protocol,
-    pub port: u16,
-}
-
-impl Frontend {
-    /// Its key in the maps of its face.
-    pub fn key(&self) -> String {
-        match self.face {
-            Face::Vip | Face::VipOutside => format!("{} . {} . {}", self.ip, self.protocol, self.port),
-            Face::Node | Face::NodeOutside => format!("{} . {}", self.protocol, self.port),
-        }
-    }
-
-    /// A name for what only this frontend has.
-    fn own(&self, what: &str) -> String {
-        format!("{what}-{}-{}-{}-{}", self.face.name(), self.ip, self.protocol, self.port)
-    }
-}
 
 /// What becomes of a new connection to a frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -353,47 +246,38 @@ fn expand_shared(shape: &BTreeSet<(Face, usize)>, items: &mut Items) {
     for (face, width) in shape {
         for index in 0..*width {
             let (map, chain) = (face.index_map(index), face.pick_chain(index));
-            let rule = format!("dnat to {} map @{map}", face.lookup());
-            items.maps.insert(map, format!("type {} : ipv4_addr . inet_service", face.key_type()));
-            items.chains.insert(chain, vec![rule]);
+            items.chains.insert(chain, vec![Rule::DnatByMap { face: *face, map: map.clone() }]);
+            items.maps.insert(map, *face);
         }
         if *width > 1 {
-            let picks = (0..*width).map(|i| (i, face.pick_chain(i)));
-            items.chains.insert(face.spread_chain(*width), vec![draw(picks)]);
+            let picks = (0..*width).map(|index| face.pick_chain(index)).collect();
+            items.chains.insert(face.spread_chain(*width), vec![Rule::Draw { chains: picks }]);
         }
     }
 }
 
-/// A rule that goes to one of several chains by chance.
-fn draw(chains: impl ExactSizeIterator<Item = (usize, String)>) -> String {
-    let width = chains.len();
-    let arms: Vec<String> = chains.map(|(index, chain)| format!("{index} : goto {chain}")).collect();
-    format!("numgen random mod {width} vmap {{ {} }}", arms.join(", "))
-}
-
 fn expand_local(ips: impl IntoIterator<Item = Ipv4Addr>, items: &mut Items) {
     for ip in ips {
-        items.elements.insert(("hairpin".to_owned(), format!("{ip} . {ip}")), None);
+        items.elements.insert((HAIRPIN.to_owned(), Slot::Itself(ip)), None);
     }
 }
 
 /// What one frontend puts into the table.
 fn expand(frontend: &Frontend, load: &Load, items: &mut Items) {
     let face = frontend.face;
-    let key = frontend.key();
-    let verdict = match load {
-        Load::Reject => "goto refuse".to_owned(),
-        Load::Drop => "drop".to_owned(),
+    let slot = Slot::Frontend(*frontend);
+    let chain = match load {
+        Load::Reject => REFUSE.to_owned(),
+        Load::Drop => SILENT.to_owned(),
         Load::Spread(endpoints) => {
             for (index, endpoint) in endpoints.iter().enumerate() {
-                let value = format!("{} . {}", endpoint.ip(), endpoint.port());
-                items.elements.insert((face.index_map(index), key.clone()), Some(value));
+                items.elements.insert((face.index_map(index), slot), Some(Target::Endpoint(*endpoint)));
             }
-            format!("goto {}", face.spread_chain(endpoints.len()))
+            face.spread_chain(endpoints.len())
         }
-        Load::Special(special) => format!("goto {}", expand_special(frontend, special, items)),
+        Load::Special(special) => expand_special(frontend, special, items),
     };
-    items.elements.insert((face.name().to_owned(), key), Some(verdict));
+    items.elements.insert((face.name().to_owned(), slot), Some(Target::Chain(chain)));
 }
 
 /// The chain that this frontend has for itself.
@@ -402,35 +286,23 @@ fn expand_special(frontend: &Frontend, special: &Special, items: &mut Items) -> 
     let chain = frontend.own("own");
     let mut rules = Vec::new();
     if !special.sources.is_empty() {
-        let sources: Vec<String> = special.sources.iter().map(Cidr::to_string).collect();
-        rules.push(format!("ip saddr != {{ {} }} drop", sources.join(", ")));
+        rules.push(Rule::DropOthers { sources: special.sources.clone() });
     }
     match special.affinity_seconds {
-        None => {
-            let width = special.endpoints.len();
-            let arms: Vec<String> = (special.endpoints.iter().enumerate())
-                .map(|(i, e)| format!("{i} : {} . {}", e.ip(), e.port()))
-                .collect();
-            rules.push(format!(
-                "meta l4proto {protocol} dnat to numgen random mod {width} map {{ {} }}",
-                arms.join(", ")
-            ));
-        }
+        None => rules.push(Rule::DnatDraw { protocol, endpoints: special.endpoints.clone() }),
         Some(seconds) => {
-            let mut sticky = Vec::new();
-            for (index, endpoint) in special.endpoints.iter().enumerate() {
+            let mut places = Vec::new();
+            for endpoint in &special.endpoints {
                 let place = format!("{}-{}-{}", chain, endpoint.ip(), endpoint.port());
                 let set = format!("seen-{seconds}-{place}");
-                rules.push(format!("ip saddr @{set} goto {place}"));
-                let stick = vec![
-                    format!("update @{set} {{ ip saddr timeout {seconds}s }}"),
-                    format!("meta l4proto {protocol} dnat to {}:{}", endpoint.ip(), endpoint.port()),
-                ];
-                items.sets.insert(set, format!("type ipv4_addr; flags dynamic,timeout; timeout {seconds}s"));
+                rules.push(Rule::GotoIfSeen { set: set.clone(), chain: place.clone() });
+                let stick =
+                    vec![Rule::Remember { set: set.clone(), seconds }, Rule::Dnat { protocol, endpoint: *endpoint }];
+                items.sets.insert(set, seconds);
                 items.chains.insert(place.clone(), stick);
-                sticky.push((index, place));
+                places.push(place);
             }
-            rules.push(draw(sticky.into_iter()));
+            rules.push(Rule::Draw { chains: places });
         }
     }
     items.chains.insert(chain.clone(), rules);
@@ -442,7 +314,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::batch::Command;
+    use crate::{batch::Command, text};
 
     fn endpoint(n: u8) -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, n), 8080)
@@ -474,10 +346,11 @@ mod tests {
         fn new() -> Kernel {
             let mut kernel = Kernel::default();
             for face in Face::ALL {
-                kernel.items.maps.insert(face.name().into(), String::new());
+                kernel.items.maps.insert(face.name().into(), face);
             }
-            kernel.items.sets.insert("hairpin".into(), String::new());
-            kernel.items.chains.insert("refuse".into(), Vec::new());
+            kernel.items.sets.insert(HAIRPIN.into(), 0);
+            kernel.items.chains.insert(REFUSE.into(), Vec::new());
+            kernel.items.chains.insert(SILENT.into(), Vec::new());
             kernel
         }
 
@@ -490,31 +363,31 @@ mod tests {
         fn carry_out(&mut self, command: &Command) {
             let items = &mut self.items;
             match command.clone() {
-                Command::AddSet { name, body } => assert_eq!(items.sets.insert(name, body), None),
-                Command::AddMap { name, body } => assert_eq!(items.maps.insert(name, body), None),
+                Command::AddSet { name, seconds } => assert_eq!(items.sets.insert(name, seconds), None),
+                Command::AddMap { name, face } => assert_eq!(items.maps.insert(name, face), None),
                 Command::AddChain { name } => assert_eq!(items.chains.insert(name, Vec::new()), None),
                 Command::AddRule { chain, rule } => {
                     for name in Kernel::names(&rule) {
-                        assert!(self.has(&name), "{rule} needs {name}");
+                        assert!(self.has(name), "{rule:?} needs {name}");
                     }
                     self.items.chains.get_mut(&chain).unwrap().push(rule);
                 }
                 Command::FlushChain { name } => items.chains.get_mut(&name).unwrap().clear(),
-                Command::AddElement { of, key, value } => {
-                    for name in value.iter().flat_map(|value| Kernel::names(value)) {
-                        assert!(self.has(&name), "{key} needs {name}");
+                Command::AddElement { of, slot, target } => {
+                    if let Some(Target::Chain(name)) = &target {
+                        assert!(self.has(name), "{slot:?} needs {name}");
                     }
                     assert!(self.has(&of), "{of} is there");
-                    assert_eq!(self.items.elements.insert((of, key), value), None);
+                    assert_eq!(self.items.elements.insert((of, slot), target), None);
                 }
-                Command::DeleteElement { of, key } => assert!(items.elements.remove(&(of, key)).is_some()),
+                Command::DeleteElement { of, slot } => assert!(items.elements.remove(&(of, slot)).is_some()),
                 Command::DeleteChain { name } => {
                     self.unused(&name);
                     assert_eq!(self.items.chains.remove(&name), Some(Vec::new()));
                 }
-                Command::DeleteMap { name } => {
+                Command::DeleteMap { name, face } => {
                     self.unused(&name);
-                    assert!(self.items.maps.remove(&name).is_some());
+                    assert_eq!(self.items.maps.remove(&name), Some(face));
                 }
                 Command::DeleteSet { name } => {
                     self.unused(&name);
@@ -529,19 +402,22 @@ mod tests {
         }
 
         fn unused(&self, name: &str) {
-            let rules = self.items.chains.values().flatten();
-            let values = self.items.elements.values().flatten();
-            let user = rules.chain(values).find(|text| Kernel::names(text).iter().any(|used| used == name));
+            let user = self.items.chains.values().flatten().find(|rule| Kernel::names(rule).contains(&name));
             assert_eq!(user, None, "{name} is still used");
+            let leads = |target: &Option<Target>| matches!(target, Some(Target::Chain(chain)) if chain == name);
+            assert!(!self.items.elements.values().any(leads), "{name} is still led to");
             assert!(!self.items.elements.keys().any(|(of, _)| of == name), "{name} is not empty");
         }
 
-        /// The chains, sets and maps that a rule or a verdict points at.
-        fn names(text: &str) -> Vec<String> {
-            let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_end_matches(',')).collect();
-            let jumps = words.windows(2).filter(|pair| pair[0] == "goto").map(|pair| pair[1].to_owned());
-            let sets = words.iter().filter_map(|word| word.strip_prefix('@').map(str::to_owned));
-            jumps.chain(sets).collect()
+        /// The chains, sets and maps that a rule points at.
+        fn names(rule: &Rule) -> Vec<&str> {
+            match rule {
+                Rule::DnatByMap { map, .. } => vec![map],
+                Rule::Draw { chains } => chains.iter().map(String::as_str).collect(),
+                Rule::GotoIfSeen { set, chain } => vec![set, chain],
+                Rule::Remember { set, .. } => vec![set],
+                Rule::DropOthers { .. } | Rule::DnatDraw { .. } | Rule::Dnat { .. } => Vec::new(),
+            }
         }
     }
 
@@ -552,19 +428,15 @@ mod tests {
         all.apply(many.chain([(key("four"), one(vip(250), spread(&[1, 2, 3, 4])))]));
 
         let swapped = all.apply([(key("s7"), one(vip(7), spread(&[1, 9, 3])))]);
-        let at = |index: u8| (format!("vip-{index}"), "10.96.0.7 . udp . 80".to_owned());
-        let ((of, key7), value) = (at(1), Some("10.244.1.9 . 8080".to_owned()));
-        let expected = [
-            Command::DeleteElement { of: of.clone(), key: key7.clone() },
-            Command::AddElement { of, key: key7.clone(), value },
-        ];
+        let (of, slot, target) = ("vip-1".to_owned(), Slot::Frontend(vip(7)), Some(Target::Endpoint(endpoint(9))));
+        let expected = [Command::DeleteElement { of: of.clone(), slot }, Command::AddElement { of, slot, target }];
         assert_eq!(swapped.batch.commands, expected);
         assert_eq!(swapped.stale, [Stale { frontend: vip(7), endpoint: endpoint(2) }]);
 
         // The first goes: the last takes its place, and nothing else moves.
         let less = all.apply([(key("s7"), one(vip(7), spread(&[9, 3])))]);
         assert_eq!(
-            less.batch.to_string(),
+            text::encode(&less.batch),
             "add chain ip minik8s vip-of-2\n\
              add rule ip minik8s vip-of-2 numgen random mod 2 vmap { 0 : goto vip-pick-0, 1 : goto vip-pick-1 }\n\
              delete element ip minik8s vip { 10.96.0.7 . udp . 80 }\n\
@@ -578,7 +450,7 @@ mod tests {
         assert_eq!(more.batch.commands.len(), 3);
         assert_eq!(more.stale, []);
         let gone = all.apply([(key("four"), None), (key("s8"), None)]);
-        assert!(gone.batch.to_string().ends_with(
+        assert!(text::encode(&gone.batch).ends_with(
             "flush chain ip minik8s vip-of-4\nflush chain ip minik8s vip-pick-3\n\
              delete chain ip minik8s vip-of-4\ndelete chain ip minik8s vip-pick-3\ndelete map ip minik8s vip-3\n"
         ));

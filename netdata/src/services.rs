@@ -217,9 +217,9 @@ impl Services {
             applied.ruleset.apply(compiled)
         };
         match applied.whole {
-            Trust::Unknown => nft::apply(&skeleton::replace(&self.skeleton, &applied.ruleset)).await?,
+            Trust::Unknown => nft::apply_text(&skeleton::replace(&self.skeleton, &applied.ruleset)).await?,
             Trust::Known if change.batch.is_empty() => {}
-            Trust::Known => nft::apply(&change.batch.to_string()).await?,
+            Trust::Known => nft::apply(&change.batch).await?,
         }
         applied.whole = Trust::Known;
         if !change.stale.is_empty() {

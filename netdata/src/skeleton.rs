@@ -1,12 +1,17 @@
 //! The part of the table that depends on the node alone: base chains, empty maps, and what is masqueraded.
+//!
+//! It is text, and with it all that the first transaction puts into the table: JSON cannot declare the maps to
+//! endpoints (see `json`), and a table must be replaced in one transaction, or traffic would miss it in between.
 
 use std::{fmt::Write, net::Ipv4Addr};
 
 use crate::{
-    batch::TABLE,
+    batch::{HAIRPIN, REFUSE, SILENT, TABLE},
     cidr::Cidr,
+    frontend::Face,
     links::{BRIDGE, VXLAN},
-    ruleset::{Face, Ruleset},
+    ruleset::Ruleset,
+    text::{self, key_type, lookup},
 };
 
 /// What the skeleton depends on.
@@ -20,26 +25,19 @@ pub struct Skeleton {
 /// One transaction that puts the whole table in place of whatever was there under its name. Deleting what may be
 /// absent is an error, hence the first line.
 pub fn replace(skeleton: &Skeleton, ruleset: &Ruleset) -> String {
-    let mut text = format!("add table {TABLE}\ndelete table {TABLE}\n");
-    text.push_str(&declare(skeleton));
-    // Writing to a string cannot fail.
-    let _ = write!(text, "{}", ruleset.full());
-    text
-}
-
-/// Takes the table away, if it is there.
-pub fn remove() -> String {
-    format!("add table {TABLE}\ndelete table {TABLE}\n")
+    let (skeleton, rules) = (declare(skeleton), text::encode(&ruleset.full()));
+    format!("add table ip {TABLE}\ndelete table ip {TABLE}\n{skeleton}{rules}")
 }
 
 fn declare(skeleton: &Skeleton) -> String {
     let Skeleton { cluster_cidr, service_cidr, cluster_dns } = skeleton;
     let mut maps = String::new();
     for face in Face::ALL {
-        let _ = writeln!(maps, "  map {} {{ type {} : verdict; }}", face.name(), face.key_type());
+        // Writing to a string cannot fail.
+        let _ = writeln!(maps, "  map {} {{ type {} : verdict; }}", face.name(), key_type(face));
     }
-    let vip = Face::Vip.lookup();
-    let node = Face::Node.lookup();
+    let vip = lookup(Face::Vip);
+    let node = lookup(Face::Node);
     // `services` is asked in both hooks: what arrives, and what this host itself sends.
     //
     // A caller within the cluster (a pod, or this host) is never asked for its policy towards outsiders.
@@ -57,11 +55,14 @@ fn declare(skeleton: &Skeleton) -> String {
     //
     // The vxlan device has less room than a pod's link: TCP is told at once instead of by an ICMP error.
     format!(
-        "table {TABLE} {{
-{maps}  set hairpin {{ type ipv4_addr . ipv4_addr; }}
-  chain refuse {{
+        "table ip {TABLE} {{
+{maps}  set {HAIRPIN} {{ type ipv4_addr . ipv4_addr; }}
+  chain {REFUSE} {{
     meta l4proto tcp reject with tcp reset
     reject with icmp port-unreachable
+  }}
+  chain {SILENT} {{
+    drop
   }}
   chain outside {{
     {vip} vmap @{vip_outside}
@@ -71,7 +72,7 @@ fn declare(skeleton: &Skeleton) -> String {
     ip daddr {cluster_dns} return
     ip saddr != {cluster_cidr} fib saddr type != local jump outside
     {vip} vmap @{vip_map}
-    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto refuse
+    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto {REFUSE}
     ip daddr != 127.0.0.0/8 fib daddr type local {node} vmap @{node_map}
   }}
   chain prerouting {{
@@ -85,7 +86,7 @@ fn declare(skeleton: &Skeleton) -> String {
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname \"lo\" return
-    ct status dnat ip saddr . ip daddr @hairpin masquerade
+    ct status dnat ip saddr . ip daddr @{HAIRPIN} masquerade
     oifname \"{BRIDGE}\" return
     ip saddr {cluster_cidr} ip daddr != {cluster_cidr} ip daddr != 224.0.0.0/4 masquerade fully-random
     ct status dnat ip saddr != {cluster_cidr} masquerade fully-random

@@ -18,11 +18,16 @@ use crate::{
 /// each interface's own, so the other interfaces keep theirs.
 const HOST: [(&str, &str); 2] = [("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/send_redirects", "0")];
 
+/// What is remembered, in the order in which it is put back: to turn forwarding off lets the kernel accept redirects,
+/// which the host may have forbidden.
+const REMEMBERED: [&str; 3] =
+    ["net/ipv4/ip_forward", "net/ipv4/conf/all/accept_redirects", "net/ipv4/conf/all/send_redirects"];
+
 /// Sets what this host needs; what it had before is remembered once, also over restarts.
 pub fn prepare_host(run_dir: &Path) -> Result<()> {
     let path = memory(run_dir);
     if !path.exists() {
-        let before: BTreeMap<&str, String> = HOST.iter().filter_map(|(name, _)| Some((*name, read(name)?))).collect();
+        let before: BTreeMap<&str, String> = REMEMBERED.iter().filter_map(|name| Some((*name, read(name)?))).collect();
         let bytes = serde_json::to_vec(&before).unwrap_or_default();
         fs::write(&path, bytes).map_err(Error::file("write", &path))?;
     }
@@ -37,8 +42,10 @@ pub fn restore_host(run_dir: &Path) -> Result<()> {
     let path = memory(run_dir);
     let Ok(bytes) = fs::read(&path) else { return Ok(()) };
     let before: BTreeMap<String, String> = serde_json::from_slice(&bytes).unwrap_or_default();
-    for (name, value) in &before {
-        set(name, value)?;
+    for name in REMEMBERED {
+        if let Some(value) = before.get(name) {
+            set(name, value)?;
+        }
     }
     fs::remove_file(&path).map_err(Error::file("remove", &path))
 }

@@ -3,8 +3,9 @@
 mod support;
 
 use std::{
+    collections::BTreeSet,
     io::{ErrorKind, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     sync::{
         Arc,
@@ -12,7 +13,15 @@ use std::{
     },
 };
 
-use netdata::{Config, Netdata};
+use client::Key;
+use netdata::{
+    Config, Netdata,
+    batch::Batch,
+    frontend::{Face, Frontend, Protocol},
+    json, nft,
+    ruleset::{Load, Rules, Ruleset, Special},
+    skeleton::{self, Skeleton},
+};
 use serde_json::json;
 use support::{
     Host, Netns, PATIENCE, SILENCE,
@@ -95,6 +104,13 @@ fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// The tables of a host with their numbers, which tell whether a table was replaced.
+fn tables(node: &Node) -> String {
+    let (ok, text) = node.host.netns.exec("nft", "-j list tables");
+    assert!(ok && text.contains("handle"), "{text}");
+    text
+}
+
 /// Two nodes and a stranger on one switch; a third node behind the router that the switch's namespace is.
 struct Lan {
     api: Api,
@@ -127,6 +143,7 @@ impl Lan {
         // Rules hold whether or not the kernel shows them what is bridged; hosts have it either way.
         for (node, shown) in [(&a, 1), (&b, 0)] {
             node.host.netns.exec("sysctl", &format!("-qw net.bridge.bridge-nf-call-iptables={shown}"));
+            node.host.netns.exec("sysctl", "-qw net.ipv4.conf.all.accept_redirects=0");
         }
         let mut lan = Lan { api, a, b, stranger, _switch: switch };
         lan.a.start(&lan.api);
@@ -159,6 +176,7 @@ fn pods_and_services_reach_each_other() {
     lan.api.put(SLICES, slice("web", &[(&ip_a, "node-a"), (&ip_b, "node-b")]));
     let seen = pod_a.netns.call_all(at("10.96.1.1:80"), &["pod-a", "pod-b"]);
     assert_eq!(seen, ["10.244.1.1".to_owned(), ip_a.clone()]);
+    let before = [tables(&lan.a), tables(&lan.b)];
     let seen = neighbour.netns.call_all(at("10.96.1.1:80"), &["pod-a", "pod-b"]);
     assert_eq!(seen, [neighbour.ip.to_string(), neighbour.ip.to_string()]);
 
@@ -195,6 +213,7 @@ fn pods_and_services_reach_each_other() {
     // A pod that calls out of the cluster comes under its node's address.
     lan.stranger.serve("stranger", 9090);
     assert_eq!(pod_b.netns.call_all(at("192.168.77.9:9090"), &["stranger"]), ["192.168.77.2"]);
+    assert_eq!([tables(&lan.a), tables(&lan.b)], before, "no change was refused, which would have replaced the table");
 }
 
 #[test]
@@ -215,6 +234,8 @@ fn policies_and_affinity_are_kept() {
     );
     lan.api.put(SLICES, slice("local", &[(&ip_b, "node-b")]));
     assert_eq!(lan.stranger.call_all(at("192.168.77.2:30091"), &["pod-b"]), ["192.168.77.9"]);
+    pod_a.netns.call_all(at("192.168.77.2:30091"), &["pod-b"]);
+    let before = [tables(&lan.a), tables(&lan.b)];
     assert_eq!(lan.stranger.call_all(at("192.168.77.2:80"), &["pod-b"]), ["192.168.77.9"]);
     eventually("the other node drops", || match lan.stranger.call(at("192.168.77.1:30091")) {
         Err(ErrorKind::TimedOut | ErrorKind::WouldBlock) => Ok(()),
@@ -282,6 +303,7 @@ fn policies_and_affinity_are_kept() {
         ask("pod-b2");
     };
     pod_a.netns.inside(chat).join().unwrap();
+    assert_eq!([tables(&lan.a), tables(&lan.b)], before, "no change was refused, which would have replaced the table");
 }
 
 /// Answers every question by UDP with one address.
@@ -427,7 +449,9 @@ fn a_restart_keeps_everything_and_a_removal_nothing() {
     assert_eq!(netns.ip("-br link show up").lines().count(), 2, "before: {before}");
     assert_eq!(netns.ip("route"), "192.168.77.0/24 dev uplink proto kernel scope link src 192.168.77.1 \n");
     assert!(!netns.ip("addr").contains(DNS));
-    assert_eq!(netns.exec("cat", "/proc/sys/net/ipv4/ip_forward").1, "0\n");
+    for (setting, was) in [("ip_forward", 0), ("conf/all/accept_redirects", 0), ("conf/all/send_redirects", 1)] {
+        assert_eq!(netns.exec("cat", &format!("/proc/sys/net/ipv4/{setting}")).1, format!("{was}\n"), "{setting}");
+    }
     assert!(!lan.a.dir.join("run/network").exists() && !lan.a.dir.join("data/network").exists());
 }
 
@@ -497,4 +521,104 @@ fn nodes_behind_a_router_are_reached_by_vxlan() {
         if rest.contains("10.244.3.0") || rest.contains("192.168.78.3") { Err(rest) } else { Ok(()) }
     });
     lan.a.netdata = None;
+}
+
+/// The blocks of a host's table, in an order of their own; rules stay in theirs.
+fn table(host: &Host) -> BTreeSet<Vec<String>> {
+    let (ok, text) = host.netns.exec("nft", "list table ip minik8s");
+    assert!(ok, "{text}");
+    let body = text.split_once('{').unwrap().1;
+    let block = |block: &str| {
+        let mut lines: Vec<String> = if block.trim_start().starts_with("chain") {
+            block.lines().map(|line| line.trim().to_owned()).collect()
+        } else {
+            block.split(['\n', ',', '=', '{', '}']).map(|piece| piece.trim().to_owned()).collect()
+        };
+        lines.retain(|line| !line.is_empty() && line != "}");
+        if !block.trim_start().starts_with("chain") {
+            lines[1..].sort();
+        }
+        lines
+    };
+    body.split("\n\n").map(block).collect()
+}
+
+/// What one service asks for at four frontends, step by step.
+fn steps() -> Vec<(&'static str, Rules)> {
+    let to = |n: u8| SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, n), 8080);
+    let spread = |all: &[u8]| Load::Spread(all.iter().map(|n| to(*n)).collect());
+    let special = |all: &[u8], affinity_seconds, sources: &[&str]| {
+        let sources = sources.iter().map(|source| source.parse().unwrap()).collect();
+        Load::Special(Special { endpoints: all.iter().map(|n| to(*n)).collect(), affinity_seconds, sources })
+    };
+    let rules = |vip: Load, outside: Load, node: Load, local: &[u8]| {
+        let ip = Ipv4Addr::new(10, 96, 0, 1);
+        let at = |face, protocol| match face {
+            Face::Vip | Face::VipOutside => Frontend { face, ip, protocol, port: 80 },
+            Face::Node | Face::NodeOutside => Frontend { face, ip: Ipv4Addr::UNSPECIFIED, protocol, port: 30080 },
+        };
+        let frontends = [
+            (at(Face::Vip, Protocol::Tcp), vip),
+            (at(Face::VipOutside, Protocol::Udp), outside),
+            (at(Face::Node, Protocol::Sctp), node.clone()),
+            (at(Face::NodeOutside, Protocol::Tcp), node),
+        ];
+        Rules { frontends: frontends.into(), local: local.iter().map(|n| *to(*n).ip()).collect() }
+    };
+    vec![
+        ("wide", rules(spread(&[1, 2, 3]), spread(&[1]), spread(&[1, 2]), &[1, 2])),
+        ("one replaced", rules(spread(&[1, 9, 3]), spread(&[2]), spread(&[1, 4]), &[2, 3])),
+        ("fewer", rules(spread(&[9]), Load::Drop, Load::Reject, &[])),
+        ("affinity", rules(special(&[1, 2], Some(10_800), &[]), special(&[1], Some(5), &[]), Load::Drop, &[1])),
+        (
+            "sources",
+            rules(
+                special(&[1, 2, 3], None, &["10.0.0.0/8", "192.0.2.1/32"]),
+                special(&[3], None, &["0.0.0.0/0"]),
+                special(&[4, 5], Some(5), &["198.51.100.0/24"]),
+                &[4],
+            ),
+        ),
+        ("nobody", rules(Load::Reject, Load::Reject, Load::Drop, &[])),
+    ]
+}
+
+#[test]
+fn changes_as_values_lead_where_a_whole_table_as_text_leads() {
+    let (changed, replaced) = (Host::new("changed"), Host::new("replaced"));
+    let skeleton = || Skeleton {
+        cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+        service_cidr: "10.96.0.0/16".parse().unwrap(),
+        cluster_dns: DNS.parse().unwrap(),
+    };
+    let mut ruleset = Ruleset::default();
+    let whole = |host: &Host, ruleset: &Ruleset| {
+        let script = skeleton::replace(&skeleton(), ruleset);
+        host.on(async move { nft::apply_text(&script).await }).unwrap();
+    };
+    whole(&changed, &ruleset);
+    let number = changed.netns.exec("nft", "-j list tables");
+    let key = || Key::new("default", "web");
+    let mut as_text = Vec::new();
+    let steps = steps().into_iter().map(|(what, rules)| (what, Some(rules))).chain([("gone", None)]);
+    for (what, rules) in steps {
+        let batch: Batch = ruleset.apply([(key(), rules)]).batch;
+        if json::encode(&batch).is_none() {
+            as_text.push(what);
+        }
+        changed.on(async move { nft::apply(&batch).await }).unwrap_or_else(|e| panic!("{what}: {e}"));
+        whole(&replaced, &ruleset);
+        assert_eq!(table(&changed), table(&replaced), "{what}");
+    }
+    assert_eq!(as_text, ["wide"], "only what declares a map is text");
+    assert_eq!(changed.netns.exec("nft", "-j list tables"), number);
+
+    // What nft has to say of a refusal reaches the log.
+    let batch = ruleset.apply([(key(), Some(self::steps().remove(2).1))]).batch;
+    changed.netns.exec("nft", "delete table ip minik8s");
+    let error = changed.on(async move { nft::apply(&batch).await }).unwrap_err().to_string();
+    assert!(error.contains("No such file or directory"), "{error}");
+
+    changed.on(async { nft::apply_typed(&json::delete_table()).await }).unwrap();
+    assert_eq!(changed.netns.exec("nft", "list ruleset"), (true, String::new()));
 }

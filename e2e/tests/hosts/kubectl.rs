@@ -130,7 +130,7 @@ fn logs_and_exec(cluster: &Cluster) -> Result<()> {
     let pod = pod.trim();
     // A terminal needs one on our side too: `script` makes it.
     let line = format!(
-        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it {pod} -- sh -c 'tty; stty size; exit 3'",
+        "stty rows 33 cols 77; kubectl --kubeconfig {} exec -it {pod} -- timeout 10 sh -c 'tty; until stty size | grep 77; do :; done; exit 3'",
         cluster.kubeconfig().display()
     );
     let out = cluster.x.command("script").args(["-qec", &line, "/dev/null"]).output()?;
