@@ -4,6 +4,7 @@
 //! - [`join`]: from a token to a certificate; [`node_status`] and [`lease`]: the Node object and its sign of life
 //! - [`pod`]: one pod: what is known, what to do, how it is done; [`pod::manager`] decides which pods have a worker
 //! - [`env`](mod@env), [`netfiles`], [`volumes`]: what a container finds; [`probe`]: how it is asked whether it is well
+//! - [`collect`]: what keeps the disk from filling up
 //! - [`events`], [`logs`], [`server`]: what others get to see
 //! - [`backend`], [`network`], [`context`]: the seams to runtime and network, and what workers share
 //! - [`image`], [`runtime`], [`shim`]: images, containers, and the process that outlives the agent
@@ -27,6 +28,8 @@ pub mod events;
 pub mod logs;
 pub mod server;
 
+pub mod collect;
+
 pub mod backend;
 pub mod context;
 pub mod network;
@@ -40,6 +43,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -68,6 +72,8 @@ use crate::{
 /// A network that does not come up is tried again so soon, and ever more slowly.
 const NETWORK_RETRY_FIRST: Duration = Duration::from_millis(200);
 const NETWORK_RETRY_LAST: Duration = Duration::from_secs(10);
+/// The file in each of an agent's directories by which it is that agent's alone.
+const LOCK: &str = "agent.lock";
 /// Pods removed at once when the whole node goes.
 const REMOVALS: usize = 8;
 
@@ -113,9 +119,10 @@ pub enum Error {
 
 /// A running node.
 pub struct Agent {
-    runtime: Arc<dyn ContainerRuntime>,
+    runtime: Runtime,
     network: Network,
     paths: Paths,
+    run_dir: PathBuf,
     tasks: Mutex<JoinSet<()>>,
     /// Held as long as the agent lives.
     _locks: [Flock<fs::File>; 2],
@@ -164,7 +171,7 @@ impl Agent {
         })
         .map_err(Error::Runtime)?;
         let facts = Facts::gather(&config.node_name, node_ip, &labels, taints, config.data_dir.clone());
-        let parts = Parts { config, node_ip, identity, client, runtime: Arc::new(runtime), paths, facts };
+        let parts = Parts { config, node_ip, identity, client, runtime, paths, facts };
         parts.run(listener, tls, locks)
     }
 
@@ -201,6 +208,17 @@ impl Agent {
         {
             tracing::error!(error = pod::error_text(&error), "parts of the pod network stay behind");
         }
+        let (runtime, run_dir) = (self.runtime.clone(), self.run_dir.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            runtime.remove_rest()?;
+            // The lock goes last; the directory itself only if nobody else keeps anything in it.
+            let _ = fs::remove_file(run_dir.join(LOCK));
+            let _ = fs::remove_dir(run_dir);
+            Ok::<_, runtime::Error>(())
+        });
+        if let Ok(Err(error)) = removed.await {
+            tracing::error!(error = pod::error_text(&error), "parts of the node stay behind");
+        }
     }
 
     async fn end_tasks(&self) {
@@ -215,7 +233,7 @@ struct Parts {
     node_ip: IpAddr,
     identity: join::Identity,
     client: Client,
-    runtime: Arc<dyn ContainerRuntime>,
+    runtime: Runtime,
     paths: Paths,
     facts: Facts,
 }
@@ -235,9 +253,10 @@ impl Parts {
         let (network_up, network) = watch::channel(None);
         let network = Network::new(network);
         let (ready, is_ready) = watch::channel(false);
+        let runtime: Arc<dyn ContainerRuntime> = Arc::new(self.runtime.clone());
         let context = Arc::new(Context {
             client: client.clone(),
-            runtime: Arc::clone(&self.runtime),
+            runtime: Arc::clone(&runtime),
             network: Arc::new(network.clone()),
             events,
             paths: self.paths.clone(),
@@ -248,8 +267,7 @@ impl Parts {
             status_writes: Context::status_permits(),
             starts: Context::start_permits(),
         });
-        let served =
-            server::Served { pods: Arc::clone(&pods), runtime: Arc::clone(&self.runtime), paths: self.paths.clone() };
+        let served = server::Served { pods: Arc::clone(&pods), runtime, paths: self.paths.clone() };
         let (_, server_config) = watch::channel(Arc::new(tls));
         let settings = network_settings(&self.config, self.node_ip, &self.identity.cluster)?;
         let mut tasks = JoinSet::new();
@@ -258,8 +276,10 @@ impl Parts {
         tasks.spawn(node_status::run(client.clone(), Arc::new(self.facts), Arc::clone(&nodes), is_ready));
         tasks.spawn(lease::run(client, name, nodes));
         tasks.spawn(server::run(listener, server_config, served));
+        tasks.spawn(collect::run(self.runtime.clone(), Arc::clone(&pods), node_status::PRESSURE));
         tasks.spawn(Manager::new(context, pods).run());
-        Ok(Agent { runtime: self.runtime, network, paths: self.paths, tasks: Mutex::new(tasks), _locks: locks })
+        let (runtime, paths, run_dir) = (self.runtime, self.paths, self.config.run_dir);
+        Ok(Agent { runtime, network, paths, run_dir, tasks: Mutex::new(tasks), _locks: locks })
     }
 }
 
@@ -316,13 +336,20 @@ fn lock(dir: &Path) -> Result<Flock<fs::File>, Error> {
         move |source| Error::Io { operation, path, source }
     };
     fs::create_dir_all(dir).map_err(io("create", dir))?;
-    let path = dir.join("agent.lock");
-    let file =
-        fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => Error::InUse(dir.to_owned()),
-        errno => Error::Io { operation: "lock", path, source: errno.into() },
-    })
+    let path = dir.join(LOCK);
+    loop {
+        let file =
+            fs::OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
+        let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+            nix::errno::Errno::EWOULDBLOCK => Error::InUse(dir.to_owned()),
+            errno => Error::Io { operation: "lock", path: path.clone(), source: errno.into() },
+        })?;
+        // An agent that removed itself in between took the file along: a lock on it would keep nobody out.
+        let own = locked.metadata().map_err(io("look at", &path))?.ino();
+        if fs::metadata(&path).is_ok_and(|found| found.ino() == own) {
+            return Ok(locked);
+        }
+    }
 }
 
 fn parse_labels(given: &[String]) -> Result<BTreeMap<String, String>, Error> {

@@ -21,7 +21,7 @@ use crate::server;
 /// Status is sent again after so long even if nothing changed.
 const HEARTBEAT: Duration = Duration::from_secs(300);
 /// Memory and disk are looked at so often.
-const PRESSURE: Duration = Duration::from_secs(10);
+pub const PRESSURE: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(5);
 const MAX_PODS: &str = "110";

@@ -210,7 +210,7 @@ async fn an_image_is_pulled_through_a_mirror_and_runs() {
     let collected = runtime.collect_images(Collect::Unused).unwrap();
     assert!(!collected.images.is_empty() && collected.bytes > 0, "{collected:?}");
     assert_eq!(layers_in(&dir.path().join("data")), 0);
-    runtime.remove_cgroups().unwrap();
+    runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,7 +43,7 @@ async fn a_container_runs_logs_and_leaves_nothing() {
     host.runtime.remove_sandbox("u1").await.unwrap();
     host.runtime.remove_sandbox("u1").await.unwrap();
     host.assert_gone("u1");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,7 +102,7 @@ async fn a_container_has_only_what_it_should() {
     assert!(text.contains("Seccomp:\t0") && text.contains("mounted"), "{text}");
     host.runtime.remove_sandbox("u2").await.unwrap();
     host.assert_gone("u2");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +168,7 @@ async fn an_exec_is_as_confined_as_its_container() {
     assert_eq!(session.wait().await.unwrap().code, 5);
     host.runtime.remove_sandbox("u3").await.unwrap();
     host.assert_gone("u3");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +201,7 @@ async fn a_pod_shares_what_pods_share() {
     assert!(text.contains(String::from_utf8(out.stdout).unwrap().trim()), "{text}");
     host.runtime.remove_sandbox("u4").await.unwrap();
     host.assert_gone("u4");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -235,7 +235,7 @@ async fn containers_outlive_the_agent_and_are_found_again() {
     assert_eq!(exit.code, 9);
     again.remove_sandbox("u5").await.unwrap();
     host.assert_gone("u5");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -252,7 +252,7 @@ async fn a_dead_shim_s_running_containers_are_ended_with_the_pod() {
         fs::read_to_string(format!("/proc/{container}/stat")).map_or(true, |s| s.contains(") Z"))
     })
     .await;
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,7 +279,7 @@ async fn limits_hold_and_their_breach_is_told() {
     let (exit, text) = host.output(&spec).await;
     assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true), "{text}");
     host.runtime.remove_sandbox("u7").await.unwrap();
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,7 +341,7 @@ async fn what_cannot_start_says_why_and_leaves_nothing() {
     assert!(error.contains("sysctl net.no.such=1"), "{error}");
     host.assert_gone("u9");
     assert!(host.runtime.create_sandbox(&host.sandbox("../x")).await.is_err());
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -386,7 +386,7 @@ async fn attached_clients_talk_to_the_container() {
     assert_eq!(bytes.len(), 3_000_005);
     assert_eq!(session.wait().await.unwrap().code, 0);
     host.runtime.remove_sandbox("u10").await.unwrap();
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -419,7 +419,7 @@ async fn mounts_are_what_they_say() {
     host.runtime.remove_sandbox("u11").await.unwrap();
     host.assert_gone("u11");
     assert!(shared.join("a").exists(), "removing a pod does not reach through its mounts");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -437,7 +437,7 @@ async fn a_pod_on_the_host_s_network_has_the_host_s_namespaces() {
     }
     host.runtime.remove_sandbox("u12").await.unwrap();
     host.assert_gone("u12");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -489,7 +489,7 @@ async fn hostile_images_do_not_reach_the_node() {
     assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
     host.runtime.remove_sandbox("u13").await.unwrap();
     host.assert_gone("u13");
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -527,5 +527,5 @@ async fn many_pods_come_and_go_at_once() {
     for id in &ids {
         host.assert_gone(&id.pod_uid);
     }
-    host.runtime.remove_cgroups().unwrap();
+    host.runtime.remove_rest().unwrap();
 }

@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,17 @@ impl ImageStore {
     pub fn list(&self) -> Result<Vec<Image>, ImageError> {
         let _lock = self.lock(FlockArg::LockShared)?;
         Ok(self.read_index()?.images)
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// How long an image's content has been here; nothing where that cannot be told.
+    pub fn age(&self, image: &Image, now: SystemTime) -> Duration {
+        let blob = image.id.strip_prefix("sha256:").map(|hex| self.inner.root.join("blobs/sha256").join(hex));
+        let modified = blob.and_then(|path| fs::metadata(path).ok()?.modified().ok());
+        modified.and_then(|at| now.duration_since(at).ok()).unwrap_or_default()
     }
 
     /// Forgets a name (or, given an id, all its names); `gc` gives the space back. `false`: it was not there.

@@ -170,6 +170,13 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes a group that has no others below it and no processes in it; any other stays.
+    pub fn remove_empty(&self, path: &str) {
+        for h in &self.hierarchies {
+            let _ = fs::remove_dir(h.dir(path));
+        }
+    }
+
     /// How many processes of the group the kernel has killed for want of memory.
     pub fn oom_kills(&self, path: &str) -> u64 {
         let count = |file: PathBuf| -> Option<u64> {

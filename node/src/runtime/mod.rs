@@ -44,6 +44,9 @@ const EVENTS: usize = 1024;
 /// every one of them late.
 const CONCURRENT: usize = 8;
 
+/// The group that all nodes of this machine are below.
+const CGROUPS: &str = "/minik8s";
+
 /// The node's container runtime. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
@@ -78,7 +81,7 @@ impl Runtime {
         };
         let shim = Sealed::of(&program).map_err(Error::io("seal", &program))?;
         let (events, _) = broadcast::channel(EVENTS);
-        let cgroup = format!("/minik8s/{}", config.node_name);
+        let cgroup = format!("{CGROUPS}/{}", config.node_name);
         let busy = Semaphore::new(CONCURRENT);
         let inner = Inner {
             config,
@@ -103,9 +106,16 @@ impl Runtime {
         self.inner.events.subscribe()
     }
 
-    /// Removes the node's own cgroups, once no pod is left.
-    pub fn remove_cgroups(&self) -> io::Result<()> {
-        self.inner.machine.cgroups.remove(&self.inner.cgroup)
+    /// Removes what the node itself has on the machine, once no pod is left: its cgroups, and the pods' directory.
+    pub fn remove_rest(&self) -> Result<(), Error> {
+        let cgroups = &self.inner.machine.cgroups;
+        cgroups.remove(&self.inner.cgroup).map_err(Error::io("remove the cgroups of", &self.inner.cgroup))?;
+        cgroups.remove_empty(CGROUPS);
+        let pods = self.inner.config.run_dir.join("pods");
+        match std::fs::remove_dir(&pods) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove directory", &pods)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn pod_dir(&self, uid: &str) -> PathBuf {

@@ -31,7 +31,7 @@ impl Drop for Host {
             for uid in uids {
                 let _ = tokio.block_on(runtime.remove_sandbox(&uid));
             }
-            let _ = runtime.remove_cgroups();
+            let _ = runtime.remove_rest();
         };
         let _ = std::thread::spawn(clean).join();
         let _ = fs::remove_dir_all(&self.dir);
