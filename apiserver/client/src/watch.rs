@@ -116,16 +116,17 @@ impl Watch {
 pub(crate) fn decode<K: Object>(line: &[u8]) -> Result<Event<K>> {
     let bad = |source| Error::Decode { operation: format!("watch {}", K::URL_PATH_SEGMENT), source };
     let line: Line<'_> = serde_json::from_slice(line).map_err(bad)?;
-    let object = line.object.get();
+    // From bytes, as everywhere else: a second reader would compile every kind a second time.
+    let object = line.object.get().as_bytes();
     match line.kind {
-        "ADDED" | "MODIFIED" => Ok(Event::Put(serde_json::from_str(object).map_err(bad)?)),
-        "DELETED" => Ok(Event::Delete(serde_json::from_str(object).map_err(bad)?)),
+        "ADDED" | "MODIFIED" => Ok(Event::Put(serde_json::from_slice(object).map_err(bad)?)),
+        "DELETED" => Ok(Event::Delete(serde_json::from_slice(object).map_err(bad)?)),
         "BOOKMARK" => {
-            let bookmark: Bookmark = serde_json::from_str(object).map_err(bad)?;
+            let bookmark: Bookmark = serde_json::from_slice(object).map_err(bad)?;
             Ok(Event::Bookmark(object::parse_revision(Some(&bookmark.metadata.resource_version))))
         }
         "ERROR" => {
-            let status: Status = serde_json::from_str(object).map_err(bad)?;
+            let status: Status = serde_json::from_slice(object).map_err(bad)?;
             Err(Error::Api(Box::new(status)))
         }
         other => Err(bad(serde::de::Error::custom(format!("an event of unknown type {other:?}")))),

@@ -185,6 +185,10 @@ fn cut_off_host_is_replaced_and_comes_back() -> Result<()> {
       containers:";
     cluster.apply(&WEB_APP.replacen("containers:", short, 1))?;
     let pods = cluster.pods_ready("app=web-app", 2, seconds(60))?;
+    // This one tolerates the loss for longer than it lasts: it must be the same pod, Ready again, after.
+    let stays = ["run", "stays", "--image=nginx:latest", r#"--overrides={"spec":{"nodeName":"b"}}"#];
+    cluster.kubectl(&stays)?;
+    let stays = cluster.pods_ready("run=stays", 1, seconds(60))?;
     let on_b = pods.iter().find(|p| text(p, "/spec/nodeName") == "b").context("a pod on b")?;
     let (name, ip) = (text(on_b, "/metadata/name").to_owned(), text(on_b, "/status/podIP").to_owned());
 
@@ -192,7 +196,8 @@ fn cut_off_host_is_replaced_and_comes_back() -> Result<()> {
     let cut = Instant::now();
     cluster.wait("NotReady", seconds(60), || {
         let nodes = cluster.get("node b")?;
-        Ok((condition(&nodes[0], "Ready") == "Unknown").then_some(()))
+        let pod = cluster.get("pod stays")?;
+        Ok((condition(&nodes[0], "Ready") == "Unknown" && condition(&pod[0], "Ready") == "False").then_some(()))
     })?;
     ensure!(cut.elapsed() <= seconds(46), "NotReady after {:?}", cut.elapsed());
     cluster.wait("endpoints without b", seconds(20), || {
@@ -212,7 +217,12 @@ fn cut_off_host_is_replaced_and_comes_back() -> Result<()> {
         let pods = cluster.get("pods -l app=web-app")?;
         Ok((pods.len() == 2 && pods.iter().all(|p| text(p, "/metadata/name") != name)).then_some(()))
     })?;
-    cluster.wait("end of its processes", seconds(30), || Ok(container_pids("b")?.is_empty().then_some(())))?;
+    let same = cluster.pods_ready("run=stays", 1, seconds(30))?;
+    ensure!(text(&same[0], "/metadata/uid") == text(&stays[0], "/metadata/uid"), "another pod took its place");
+    let restarts = &same[0]["status"]["containerStatuses"][0]["restartCount"];
+    ensure!(restarts == 0, "it was restarted {restarts} times");
+    cluster.kubectl(&["delete", "pod", "stays"])?;
+    cluster.wait("end of all processes on b", seconds(30), || Ok(container_pids("b")?.is_empty().then_some(())))?;
     let node = cluster.get("node b")?;
     ensure!(node[0]["spec"]["taints"].is_null(), "{}", node[0]["spec"]);
     Ok(())
