@@ -310,8 +310,8 @@ pub fn openapi(app: &App, group: &str, version: &str, headers: &HeaderMap) -> Re
     document.map(|d| d.answer("application/json", headers)).ok_or_else(Status::no_such_resource)
 }
 
-/// Forms of `/openapi/v2`. Media types name the protobuf message in two ways, of which the first is no valid media
-/// type, and the only one that older clients ask for.
+/// Forms of `/openapi/v2`, by what is asked for. Protobuf has two names: older clients know only the one with the at
+/// sign, which is no valid media type, and refuse an answer that bears it.
 const SWAGGER_FORMS: [(&str, SwaggerForm); 3] = [
     ("application/json", SwaggerForm::Json),
     ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", SwaggerForm::Protobuf),
@@ -325,14 +325,20 @@ enum SwaggerForm {
 }
 
 impl SwaggerForm {
-    /// The first form of an `Accept` header that we know, with its media type.
-    fn accepted(accept: &str) -> Result<(&'static str, Self), Status> {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => SWAGGER_FORMS[0].0,
+            Self::Protobuf => SWAGGER_FORMS[2].0,
+        }
+    }
+
+    /// The first form of an `Accept` header that we know.
+    fn accepted(accept: &str) -> Result<Self, Status> {
         let form = |clause: &str| match negotiate::media_type(clause) {
-            "" | "*/*" | "application/*" => SWAGGER_FORMS.first(),
-            media_type => SWAGGER_FORMS.iter().find(|(name, _)| *name == media_type),
+            "" | "*/*" | "application/*" => Some(Self::Json),
+            media_type => SWAGGER_FORMS.iter().find(|(name, _)| *name == media_type).map(|(_, form)| *form),
         };
-        let found = accept.split(',').find_map(form).copied();
-        found.ok_or_else(|| Status::not_acceptable(&SWAGGER_FORMS.map(|(name, _)| name)))
+        accept.split(',').find_map(form).ok_or_else(|| Status::not_acceptable(&SWAGGER_FORMS.map(|(name, _)| name)))
     }
 
     fn make(self) -> Document {
@@ -362,15 +368,15 @@ impl SwaggerTags {
 
 /// `/openapi/v2`
 pub async fn swagger(app: &App, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let (content_type, form) = SwaggerForm::accepted(header_text(headers, header::ACCEPT))?;
+    let form = SwaggerForm::accepted(header_text(headers, header::ACCEPT))?;
     let tag = app.swagger_tags.of(form);
     if let Some(etag) = tag.get().filter(|etag| is_known(etag, headers)) {
-        return Ok(Document { body: Bytes::new(), etag: etag.clone() }.answer(content_type, headers));
+        return Ok(Document { body: Bytes::new(), etag: etag.clone() }.answer(form.content_type(), headers));
     }
     let made = tokio::task::spawn_blocking(move || form.make()).await;
     let document = made.map_err(|_| Status::internal("cannot make the document"))?;
     tag.get_or_init(|| document.etag.clone());
-    Ok(document.answer(content_type, headers))
+    Ok(document.answer(form.content_type(), headers))
 }
 
 #[cfg(test)]
@@ -415,12 +421,12 @@ mod tests {
     fn forms_of_swagger() {
         let (at, dot) = (SWAGGER_FORMS[1].0, SWAGGER_FORMS[2].0);
         for (accept, want) in [
-            ("", Some(SWAGGER_FORMS[0])),
-            ("*/*", Some(SWAGGER_FORMS[0])),
-            ("application/json; charset=utf-8", Some(SWAGGER_FORMS[0])),
-            (at, Some(SWAGGER_FORMS[1])),
-            (&format!("{dot}, application/json"), Some(SWAGGER_FORMS[2])),
-            (&format!("text/html, {at}"), Some(SWAGGER_FORMS[1])),
+            ("", Some(SwaggerForm::Json)),
+            ("*/*", Some(SwaggerForm::Json)),
+            ("application/json; charset=utf-8", Some(SwaggerForm::Json)),
+            (at, Some(SwaggerForm::Protobuf)),
+            (&format!("{dot}, application/json"), Some(SwaggerForm::Protobuf)),
+            (&format!("text/html, {at}"), Some(SwaggerForm::Protobuf)),
             ("text/html", None),
         ] {
             assert_eq!(SwaggerForm::accepted(accept).ok(), want, "{accept}");

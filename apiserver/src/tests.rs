@@ -587,7 +587,8 @@ async fn swagger_has_a_tag() {
         cluster.send(Identity::master("t"), request.body(Body::empty()).unwrap())
     };
     let first = ask(None).await;
-    assert_eq!((first.status(), &first.headers()["content-type"]), (StatusCode::OK, &protobuf.parse().unwrap()));
+    let valid = protobuf.replace('@', ".");
+    assert_eq!((first.status(), first.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, &*valid));
     let tag = first.headers()["etag"].clone();
     assert_ne!(tag, json.headers["etag"]);
     // "swagger" is the first field, "2.0" its text.
