@@ -27,4 +27,4 @@ pub use error::{Error, Result};
 pub use metadata::{Metadata, Sighting};
 pub use object::{Key, Object};
 pub use request::{DeleteOptions, List, ListParams, Patch, Preconditions, Propagation};
-pub use transport::{Https, Transport};
+pub use transport::{Credentials, Https, Transport};
