@@ -9,7 +9,7 @@
 //! - [`error`]: what can go wrong
 //!
 //! Invariant: nothing here keeps a second copy of a kind: two callers of [`Client::cache`] share one.
-//! Invariant: a cache never goes back in revision, and a reader sees each object at one of its real versions.
+//! Invariant: a cache goes back in revision only if the store was put back, and a reader sees each object at one of its real versions.
 
 mod client;
 

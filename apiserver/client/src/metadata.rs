@@ -87,7 +87,7 @@ impl Client {
             }
             if let Err(error) = attempt {
                 tracing::debug!(kind = kind.kind, %error, "the watch broke off");
-                if error.is_expired() {
+                if error.is_expired() || error.is_ahead() {
                     revision = None;
                 }
             }
