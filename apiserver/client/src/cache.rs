@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
 use tokio::{
@@ -16,15 +15,11 @@ use crate::{
     error::Result,
     object::{self, Key, Object},
     request::{self, ListParams},
-    watch::{self, Event, Watch},
+    watch::{self, Event, Pause, Watch},
 };
 
 /// A subscriber that falls further behind than this looks at the whole cache again, which is as cheap by then.
 const CHANGES_KEPT: usize = 4096;
-
-/// A server that is away is asked again soon, and never more than once in five seconds.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// One object that came, changed or went.
 #[derive(Debug)]
@@ -286,21 +281,24 @@ impl<K: Object> Shared<K> {
 
 /// Keeps a cache current for as long as it lives.
 async fn follow<K: Object>(client: Client, params: ListParams, shared: Arc<Shared<K>>) {
-    let mut wait = RETRY_FIRST;
+    let mut pause = Pause::new();
     let mut listed = false;
     loop {
+        let before = *shared.revision.borrow();
         let attempt = advance(client.clone(), params.clone(), Arc::clone(&shared), listed).await;
         let seen = *shared.revision.borrow();
+        if attempt.is_ok() || listed && seen > before {
+            pause.reset();
+        }
         match attempt {
-            Ok(()) => (wait, listed) = (RETRY_FIRST, true),
+            Ok(()) => listed = true,
             Err(error) => {
                 tracing::debug!(kind = K::KIND, %error, "the watch broke off");
                 // A compacted revision cannot be watched from: start over with a list. All else resumes where it stopped.
                 listed = seen > 0 && !error.is_expired();
-                wait = (wait * 2).min(RETRY_LAST);
             }
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(pause.next()).await;
     }
 }
 
