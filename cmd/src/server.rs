@@ -51,8 +51,8 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub async fn start(config: Config) -> Result<ControlPlane> {
-        let store =
-            store::Store::open(store::Config::new(config.data_dir.join("store"))).await.context("open the store")?;
+        let opened = store::Store::open(store::Config::new(config.data_dir.join("store"))).await;
+        let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;
         let settings = apiserver::Config {
             data_dir: config.data_dir.clone(),
             bind: config.bind,

@@ -84,7 +84,7 @@ const REMOVALS: usize = 8;
 pub struct Config {
     /// `https://host:port` of the servers, in the order in which they are tried.
     pub join: Vec<String>,
-    /// Needed at the first start, and when the certificate is about to expire.
+    /// Needed at the first start, and after so long a pause that the certificate has expired; otherwise it renews itself.
     pub token: Option<String>,
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
