@@ -432,7 +432,8 @@ async fn namespaces_end_in_order() {
     assert_eq!(cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("a", "1")).await.code, 201);
     let ending = cluster.call("DELETE", "/api/v1/namespaces/n", json!({})).await;
     assert_eq!(ending.body["status"]["phase"], "Terminating");
-    assert_eq!(cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("b", "1")).await.code, 403);
+    let late = cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("b", "1")).await;
+    assert_eq!((late.code, &late.body["details"]["causes"][0]["reason"]), (403, &json!("NamespaceTerminating")));
     cluster.call("DELETE", "/api/v1/namespaces/n/configmaps/a", json!({})).await;
     let mut finalized = cluster.get("/api/v1/namespaces/n", "").await.body;
     finalized["spec"]["finalizers"] = json!([]);
@@ -506,6 +507,9 @@ async fn tokens_are_of_living_accounts() {
     cluster.call("POST", accounts, json!({"metadata": {"name": "a"}})).await;
     let answer = cluster.call("POST", &format!("{accounts}/a/token"), json!({"spec": {}})).await;
     assert_eq!(answer.code, 201, "{}", answer.body);
+    for bad in [json!([]), json!({"spec": "x"}), json!("x")] {
+        assert_eq!(cluster.call("POST", &format!("{accounts}/a/token"), bad.clone()).await.code, 400, "{bad}");
+    }
     let token = answer.body["status"]["token"].as_str().unwrap();
     let mut headers = HeaderMap::new();
     headers.insert("authorization", format!("Bearer {token}").parse().unwrap());

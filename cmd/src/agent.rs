@@ -1,6 +1,6 @@
 //! `minik8s agent`: one node.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, pin::pin};
 
 use anyhow::{Context, Result};
 
@@ -8,11 +8,13 @@ use crate::{flags, stop};
 
 pub async fn run(flags: flags::Agent) -> Result<()> {
     let config = config(flags.join, flags.token, flags.data.data_dir, flags.node)?;
+    // One listener throughout: a signal between two would be lost.
+    let mut asked = pin!(stop::asked());
     let agent = tokio::select! {
         agent = node::Agent::start(config) => agent.context("start the agent")?,
-        asked = stop::asked() => return asked,
+        asked = &mut asked => return asked,
     };
-    stop::asked().await?;
+    asked.await?;
     agent.stop().await;
     Ok(())
 }

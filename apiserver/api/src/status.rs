@@ -26,6 +26,7 @@ pub enum CauseReason {
     FieldValueTypeInvalid,
     FieldValueNotFound,
     FieldManagerConflict,
+    NamespaceTerminating,
     ResourceVersionTooLarge,
 }
 

@@ -94,7 +94,7 @@ pub async fn handle(
         },
         Route::Version => Ok(present::value(StatusCode::OK, form, &version())),
         Route::CaCerts => Ok(present::bytes(StatusCode::OK, "application/x-pem-file", app.pki.ca_pem.clone())),
-        Route::Join => join::join(&app, request).await,
+        Route::Join => join::join(&app, &identity, request).await,
         Route::CoreDiscovery => discovery::core(&app, headers),
         Route::GroupsDiscovery => discovery::groups(&app, headers),
         Route::GroupDiscovery { group } => discovery::group(&group, form),
