@@ -47,6 +47,12 @@ impl Cidr {
         1 << (32 - self.prefix)
     }
 
+    pub fn overlaps(self, other: Self) -> bool {
+        let prefix = self.prefix.min(other.prefix);
+        let net = |base: u32| base & (u32::MAX << (32 - prefix));
+        net(self.base) == net(other.base)
+    }
+
     pub fn contains(self, ip: IpAddr) -> bool {
         matches!(ip, IpAddr::V4(ip) if u32::from(ip) & (u32::MAX << (32 - self.prefix)) == self.base)
     }

@@ -443,6 +443,19 @@ async fn namespaces_end_in_order() {
 }
 
 #[tokio::test]
+async fn a_collection_goes_as_far_as_it_is_selected() {
+    let cluster = Cluster::start().await;
+    for i in 0..100 {
+        let mut map = config_map(&format!("c{i}"), "1");
+        map["metadata"]["labels"] = json!({"keep": if i % 10 == 0 { "yes" } else { "no" }});
+        assert_eq!(cluster.call("POST", MAPS, map).await.code, 201);
+    }
+    assert_eq!(cluster.call("DELETE", &format!("{MAPS}?labelSelector=keep%3Dno"), json!({})).await.code, 200);
+    let left = cluster.get(MAPS, "").await.body;
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(10));
+}
+
+#[tokio::test]
 async fn services_get_addresses_of_their_own() {
     let cluster = Cluster::start().await;
     let service = |name: &str, spec: Value| json!({"metadata": {"name": name}, "spec": spec});

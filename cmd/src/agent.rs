@@ -2,11 +2,16 @@
 
 use std::{path::PathBuf, pin::pin};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{flags, stop};
 
 pub async fn run(flags: flags::Agent) -> Result<()> {
+    ensure!(!flags.join.is_empty(), "no server to join: give --join https://HOST:6443, as the server printed it");
+    for server in &flags.join {
+        let host = server.strip_prefix("https://").unwrap_or_default();
+        ensure!(!host.trim_matches('/').is_empty(), "--join {server:?}: a server is named as https://HOST:6443");
+    }
     let config = config(flags.join, flags.token, flags.data.data_dir, flags.node)?;
     // One listener throughout: a signal between two would be lost.
     let mut asked = pin!(stop::asked());

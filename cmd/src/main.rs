@@ -18,7 +18,7 @@ mod info;
 
 mod stop;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use flags::Command;
 use tracing_subscriber::{
@@ -79,7 +79,8 @@ fn start_logging() {
         Ok(_) => (Targets::new().with_default(LevelFilter::WARN), None),
         Err(error) => (Targets::new().with_default(LevelFilter::WARN), Some(error)),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     tracing_subscriber::registry().with(lines.with_filter(targets)).init();
     if let Some(error) = error {
         tracing::warn!("MINIK8S_LOG={wanted:?} is no list of levels such as warn,scheduler=debug: {error}");

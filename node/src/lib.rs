@@ -368,9 +368,15 @@ fn lock(dir: &Path) -> Result<Flock<fs::File>, Error> {
 }
 
 fn parse_labels(given: &[String]) -> Result<BTreeMap<String, String>, Error> {
-    let parse = |text: &String| match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::Refused(format!("a node label has the form key=value, not {text:?}"))),
+    let parse = |text: &String| {
+        let refused = |why: &str| Error::Refused(format!("--node-label {text:?}: {why}"));
+        let (key, value) = text.split_once('=').ok_or_else(|| refused("a label has the form key=value"))?;
+        let mut wrong = api::names::qualified_name(key);
+        wrong.extend(api::names::label_value(value));
+        match wrong.first() {
+            Some(why) => Err(refused(why)),
+            None => Ok((key.to_owned(), value.to_owned())),
+        }
     };
     given.iter().map(parse).collect()
 }
@@ -397,7 +403,10 @@ mod tests {
     fn labels_and_taints_are_parsed() {
         let labels = parse_labels(&["disk=ssd".to_owned(), "empty=".to_owned()]).expect("labels");
         assert_eq!(labels, [("disk".to_owned(), "ssd".to_owned()), ("empty".to_owned(), String::new())].into());
-        assert!(parse_labels(&["disk".to_owned()]).is_err());
+        for wrong in ["disk", "=x", "a/b/c=d", "a=b c"] {
+            let refused = parse_labels(&[wrong.to_owned()]);
+            assert!(refused.is_err_and(|e| e.to_string().starts_with("--node-label")), "{wrong}");
+        }
         let taint = parse_taint("dedicated=gpu:NoSchedule").expect("a taint");
         assert_eq!(
             (taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()),

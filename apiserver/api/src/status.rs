@@ -111,10 +111,6 @@ impl Details {
         Self { name: name.to_owned(), group: kind.group.to_owned(), kind: kind.plural.to_owned(), ..Self::default() }
     }
 
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     fn to_json(&self) -> Value {
         let mut out = Map::new();
         for (key, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
@@ -285,14 +281,11 @@ impl Status {
 
     /// The `v1.Status` object.
     pub fn to_json(&self) -> Value {
-        let mut out = json!({
+        // `details` is always there, if empty: some clients look into it without asking.
+        json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
-        });
-        if !self.details.is_empty() {
-            out["details"] = self.details.to_json();
-        }
-        out
+            "message": self.message, "reason": self.reason, "code": self.code, "details": self.details.to_json(),
+        })
     }
 }
 
