@@ -145,7 +145,7 @@ impl Upgrade {
         let (upgrade, channels) = match self {
             Self::WebSocket(upgrade) => {
                 let upgrade = upgrade.max_message_size(MESSAGE_MAX).max_frame_size(MESSAGE_MAX);
-                return upgrade.on_upgrade(|socket| talk(Remote::WebSocket(socket)));
+                return upgrade.on_upgrade(|socket| talk(Remote::WebSocket(Box::new(socket))));
             }
             Self::Spdy(upgrade, channels) => (upgrade, channels),
         };
@@ -167,7 +167,7 @@ impl Upgrade {
 }
 
 pub(super) enum Remote {
-    WebSocket(WebSocket),
+    WebSocket(Box<WebSocket>),
     Spdy(Streams),
 }
 
@@ -442,7 +442,7 @@ mod tests {
         client.read_exact(&mut replies).await.unwrap();
         assert_eq!(replies[..12], frames(&["800300020000001800000001"]));
 
-        // A second stdin, and a ping: both are answered before anything else is waited for.
+        // One stream too many, and a ping: both are answered before anything else is waited for.
         client.write_all(&frames(&["800300010000001500000009000000000000c229975a5404000000ffff"])).await.unwrap();
         client.write_all(&frames(&["80030006000000040000000b"])).await.unwrap();
         client.write_all(&frames(&KUBECTL[4..6])).await.unwrap();
