@@ -111,6 +111,7 @@ struct App {
     in_flight: pipeline::InFlight,
     parsed: stored::Parsed,
     documents: discovery::Documents,
+    swagger_tags: discovery::SwaggerTags,
     event_lease: tokio::sync::Mutex<Option<(Instant, LeaseId)>>,
     /// Turns true when the server stops; watches end then.
     stop: watch::Receiver<bool>,
@@ -170,6 +171,7 @@ impl Server {
             in_flight: pipeline::InFlight::default(),
             parsed: stored::Parsed::default(),
             documents: discovery::Documents::default(),
+            swagger_tags: discovery::SwaggerTags::default(),
             event_lease: tokio::sync::Mutex::new(None),
             stop: stop.clone(),
             ready: AtomicBool::new(false),

@@ -593,6 +593,28 @@ async fn discovery_and_openapi() {
 }
 
 #[tokio::test]
+async fn swagger_has_a_tag() {
+    let cluster = Cluster::start().await;
+    let json = cluster.get("/openapi/v2", "").await;
+    assert_eq!((json.code, &json.body["swagger"]), (200, &json!("2.0")));
+    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let ask = |tag: Option<&http::HeaderValue>| {
+        let request = Request::get("/openapi/v2").header("accept", protobuf);
+        let request = tag.into_iter().fold(request, |r, tag| r.header("if-none-match", tag));
+        cluster.send(Identity::master("t"), request.body(Body::empty()).unwrap())
+    };
+    let first = ask(None).await;
+    let valid = protobuf.replace('@', ".");
+    assert_eq!((first.status(), first.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, &*valid));
+    let tag = first.headers()["etag"].clone();
+    assert_ne!(tag, json.headers["etag"]);
+    // "swagger" is the first field, "2.0" its text.
+    assert!(first.into_body().collect().await.unwrap().to_bytes().starts_with(b"\x0a\x032.0"));
+    assert_eq!(ask(Some(&tag)).await.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(cluster.get("/openapi/v2", "text/html").await.code, 406);
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let cluster = Cluster::start().await;
     let other = tempfile::tempdir().unwrap();

@@ -99,6 +99,7 @@ pub async fn handle(
         Route::GroupsDiscovery => discovery::groups(&app, headers),
         Route::GroupDiscovery { group } => discovery::group(&group, form),
         Route::VersionDiscovery { group, version } => discovery::version(&group, &version, form),
+        Route::Swagger => discovery::swagger(&app, headers).await,
         Route::OpenApiIndex => discovery::openapi_index(&app, headers),
         Route::OpenApi { group, version } => discovery::openapi(&app, &group, &version, headers),
         Route::Resource(target) => {
