@@ -47,6 +47,12 @@ impl Cidr {
         1 << (32 - self.prefix)
     }
 
+    pub fn overlaps(self, other: Self) -> bool {
+        let prefix = self.prefix.min(other.prefix);
+        let net = |base: u32| base & (u32::MAX << (32 - prefix));
+        net(self.base) == net(other.base)
+    }
+
     pub fn contains(self, ip: IpAddr) -> bool {
         matches!(ip, IpAddr::V4(ip) if u32::from(ip) & (u32::MAX << (32 - self.prefix)) == self.base)
     }
@@ -159,7 +165,7 @@ fn carry_over(new: &mut Value, old: &Value) {
     let keeps_ports = has_node_ports(new) && has_node_ports(old);
     let old_ports: Vec<Value> = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let loses_ports = !has_node_ports(new) && has_node_ports(old);
-    for port in new["spec"]["ports"].as_array_mut().into_iter().flatten() {
+    for port in new.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten() {
         let same = old_ports.iter().find(|o| o["port"] == port["port"] && o["protocol"] == port["protocol"]);
         let Some(same) = same.and_then(|o| o.get("nodePort")) else { continue };
         match port.get("nodePort").and_then(Value::as_u64) {
@@ -236,7 +242,7 @@ fn node_ports(had: &Held, new: &mut Value, taken: &dyn Fn(&[u8]) -> bool, random
         return;
     }
     let mut mine: BTreeSet<u16> = held(new).ports;
-    let Some(ports) = new["spec"]["ports"].as_array_mut() else { return };
+    let Some(ports) = new.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else { return };
     for (i, port) in ports.iter_mut().enumerate() {
         let given = port["nodePort"].as_u64().unwrap_or(0);
         let mut refuse = |why: &str| {

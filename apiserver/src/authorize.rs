@@ -43,6 +43,7 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
         | Route::GroupsDiscovery
         | Route::GroupDiscovery { .. }
         | Route::VersionDiscovery { .. }
+        | Route::Swagger
         | Route::OpenApiIndex
         | Route::OpenApi { .. } => {
             if identity.in_group(UNAUTHENTICATED) {

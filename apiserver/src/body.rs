@@ -1,6 +1,6 @@
 //! Request bodies: read within bounds, and turned into JSON values whatever they were written in.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use api::{
     decode::{strict_message, strict_warnings},
@@ -13,14 +13,22 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use serde_saphyr::DuplicateKeyPolicy;
+use tokio::time::timeout;
 
 use crate::{negotiate::BodyFormat, options::FieldValidation};
 
 /// What upstream allows: twice the size of the largest object, for patches.
 pub const MAX_BODY: usize = 3 << 20;
 
+/// A body of the largest size arrives within this over any link that is of use; whoever takes longer holds a turn that
+/// others wait for.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
 pub async fn read(body: Body) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY).collect().await {
+    let Ok(read) = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await else {
+        return Err(Status::timeout("the request's body did not arrive in time", 1));
+    };
+    match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
             Err(Status::request_entity_too_large(MAX_BODY))

@@ -31,12 +31,26 @@ pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
         ensure(app, "", "namespaces", "", json!({"metadata": {"name": name}})).await?;
     }
     ensure(app, "", "services", "default", service(app, advertised)).await?;
+    same_range(app)?;
     if advertised.address.is_loopback() || advertised.address.is_unspecified() {
         tracing::warn!("pods cannot reach the server at {}: set --advertise-address", advertised.address);
         return Ok(());
     }
     replace(app, "", "endpoints", endpoints(advertised)).await?;
     replace(app, "discovery.k8s.io", "endpointslices", endpoint_slice(advertised)).await
+}
+
+/// The range of services is the cluster's for good: addresses have been given out of it.
+fn same_range(app: &App) -> Result<(), Error> {
+    let (kind, _) = object("", "services", json!({}))?;
+    let first = app.ranges.services.nth(1).to_string();
+    let stored = app.find(kind, "default", "kubernetes");
+    let address = stored.as_ref().and_then(|s| s["spec"]["clusterIP"].as_str()).unwrap_or(&first);
+    if address == first {
+        return Ok(());
+    }
+    let what = "this data directory's cluster has its services in another range; start it with that one";
+    Err(Error::Flag { flag: "service-cidr", value: app.ranges.services.to_string(), what })
 }
 
 /// Makes again what somebody deletes or changes, for as long as the server runs.

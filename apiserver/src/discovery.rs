@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{LazyLock, Mutex},
+    sync::{LazyLock, Mutex, OnceLock},
 };
 
 use api::{
@@ -16,7 +16,12 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{App, VERSION, entropy, handlers::header_text, negotiate::Form, present};
+use crate::{
+    App, VERSION, entropy,
+    handlers::header_text,
+    negotiate::{self, Form},
+    present,
+};
 
 /// Forms of `/api` and `/apis`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,13 +65,16 @@ struct Document {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        let body = Bytes::from(value.to_string());
+        Self::of_bytes(value.to_string().into())
+    }
+
+    fn of_bytes(body: Bytes) -> Self {
         let etag = format!("\"{}\"", entropy::hex(&Sha256::digest(&body)[..16]).to_uppercase());
         Self { body, etag }
     }
 
     fn answer(&self, content_type: &'static str, headers: &HeaderMap) -> Response<Body> {
-        let known = header_text(headers, header::IF_NONE_MATCH).split(',').any(|tag| tag.trim() == self.etag);
+        let known = is_known(&self.etag, headers);
         let (code, body) =
             if known { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, self.body.clone()) };
         let mut response = present::bytes(code, content_type, body);
@@ -76,6 +84,10 @@ impl Document {
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         response
     }
+}
+
+fn is_known(etag: &str, headers: &HeaderMap) -> bool {
+    header_text(headers, header::IF_NONE_MATCH).split(',').any(|tag| tag.trim() == etag)
 }
 
 /// Documents by their names: as many as there are groups, versions and forms.
@@ -271,7 +283,9 @@ fn aggregated_resource(kind: &'static Kind) -> Value {
 /// What `/` lists.
 pub fn paths() -> Vec<String> {
     let mut paths: Vec<String> =
-        ["/api", "/apis", "/healthz", "/livez", "/openapi/v3", "/readyz", "/version"].map(str::to_owned).to_vec();
+        ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned)
+            .to_vec();
     for (group, versions) in group_versions() {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
@@ -294,6 +308,75 @@ pub fn openapi_index(app: &App, headers: &HeaderMap) -> Result<Response<Body>, S
 pub fn openapi(app: &App, group: &str, version: &str, headers: &HeaderMap) -> Result<Response<Body>, Status> {
     let document = app.documents.get(&format!("/openapi/v3 {group}/{version}"), || openapi::document(group, version));
     document.map(|d| d.answer("application/json", headers)).ok_or_else(Status::no_such_resource)
+}
+
+/// Forms of `/openapi/v2`, by what is asked for. Protobuf has two names: older clients know only the one with the at
+/// sign, which is no valid media type, and refuse an answer that bears it.
+const SWAGGER_FORMS: [(&str, SwaggerForm); 3] = [
+    ("application/json", SwaggerForm::Json),
+    ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", SwaggerForm::Protobuf),
+    ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", SwaggerForm::Protobuf),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SwaggerForm {
+    Json,
+    Protobuf,
+}
+
+impl SwaggerForm {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => SWAGGER_FORMS[0].0,
+            Self::Protobuf => SWAGGER_FORMS[2].0,
+        }
+    }
+
+    /// The first form of an `Accept` header that we know.
+    fn accepted(accept: &str) -> Result<Self, Status> {
+        let form = |clause: &str| match negotiate::media_type(clause) {
+            "" | "*/*" | "application/*" => Some(Self::Json),
+            media_type => SWAGGER_FORMS.iter().find(|(name, _)| *name == media_type).map(|(_, form)| *form),
+        };
+        accept.split(',').find_map(form).ok_or_else(|| Status::not_acceptable(&SWAGGER_FORMS.map(|(name, _)| name)))
+    }
+
+    fn make(self) -> Document {
+        let document = openapi::swagger::document();
+        match self {
+            Self::Json => Document::new(&document),
+            Self::Protobuf => Document::of_bytes(openapi::gnostic::encode(&document).into()),
+        }
+    }
+}
+
+/// Only the tags of these documents are kept: they are large, and few clients ask.
+#[derive(Default)]
+pub struct SwaggerTags {
+    json: OnceLock<String>,
+    protobuf: OnceLock<String>,
+}
+
+impl SwaggerTags {
+    fn of(&self, form: SwaggerForm) -> &OnceLock<String> {
+        match form {
+            SwaggerForm::Json => &self.json,
+            SwaggerForm::Protobuf => &self.protobuf,
+        }
+    }
+}
+
+/// `/openapi/v2`
+pub async fn swagger(app: &App, headers: &HeaderMap) -> Result<Response<Body>, Status> {
+    let form = SwaggerForm::accepted(header_text(headers, header::ACCEPT))?;
+    let tag = app.swagger_tags.of(form);
+    if let Some(etag) = tag.get().filter(|etag| is_known(etag, headers)) {
+        return Ok(Document { body: Bytes::new(), etag: etag.clone() }.answer(form.content_type(), headers));
+    }
+    let made = tokio::task::spawn_blocking(move || form.make()).await;
+    let document = made.map_err(|_| Status::internal("cannot make the document"))?;
+    tag.get_or_init(|| document.etag.clone());
+    Ok(document.answer(form.content_type(), headers))
 }
 
 #[cfg(test)]
@@ -332,6 +415,22 @@ mod tests {
         let eviction = pods.iter().find(|r| r["name"] == "pods/eviction").unwrap();
         assert_eq!((eviction["group"].as_str(), eviction["version"].as_str()), (Some("policy"), Some("v1")));
         assert!(paths().contains(&"/apis/apps/v1".to_owned()));
+    }
+
+    #[test]
+    fn forms_of_swagger() {
+        let (at, dot) = (SWAGGER_FORMS[1].0, SWAGGER_FORMS[2].0);
+        for (accept, want) in [
+            ("", Some(SwaggerForm::Json)),
+            ("*/*", Some(SwaggerForm::Json)),
+            ("application/json; charset=utf-8", Some(SwaggerForm::Json)),
+            (at, Some(SwaggerForm::Protobuf)),
+            (&format!("{dot}, application/json"), Some(SwaggerForm::Protobuf)),
+            (&format!("text/html, {at}"), Some(SwaggerForm::Protobuf)),
+            ("text/html", None),
+        ] {
+            assert_eq!(SwaggerForm::accepted(accept).ok(), want, "{accept}");
+        }
     }
 
     #[test]

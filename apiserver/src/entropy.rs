@@ -6,8 +6,14 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// When the operating system has no random source, as nothing here can be safe then.
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut buffer = [0; N];
-    SystemRandom::new().fill(&mut buffer).expect("the operating system's random source works");
+    source().fill(&mut buffer).expect("the operating system's random source works");
     buffer
+}
+
+/// For signatures, which draw their own.
+#[expect(clippy::disallowed_methods, reason = "this is where randomness comes in")]
+pub fn source() -> SystemRandom {
+    SystemRandom::new()
 }
 
 /// A version 4 UUID.

@@ -1,5 +1,5 @@
-//! Why the API server cannot start or go on; what a single request is refused for is a `Status` and lives in
-//! [`crate::failure`].
+//! Why the API server cannot start or go on; what a single request is refused for is an
+//! [`api::status::Status`].
 
 use std::{net::SocketAddr, path::PathBuf};
 

@@ -1,4 +1,5 @@
-//! How a machine becomes a node: it shows the join token and a key, and gets a certificate for its name.
+//! How a machine becomes a node: it shows the join token and a key, and gets a certificate for its name. A node
+//! that has a certificate gets the next one by it, and needs the token no more.
 
 use std::net::IpAddr;
 
@@ -13,7 +14,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{App, authenticate::bearer, body, clock, negotiate::Form, present};
+use crate::{
+    App,
+    authenticate::{Identity, bearer},
+    body, clock,
+    negotiate::Form,
+    present,
+};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -24,9 +31,10 @@ struct Application {
     csr: String,
 }
 
-pub async fn join(app: &App, request: Request<Body>) -> Result<Response<Body>, Status> {
+pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Result<Response<Body>, Status> {
     let wanted = app.pki.join_token.to_string();
-    if !bearer(request.headers()).is_some_and(|given| same_secret(given, &wanted)) {
+    let has_token = bearer(request.headers()).is_some_and(|given| same_secret(given, &wanted));
+    if !has_token && identity.node().is_none() {
         let why = "the join token is wrong: take the one that `minik8s token` prints on the server";
         return Err(Status::new(Reason::Unauthorized, why));
     }
@@ -34,6 +42,10 @@ pub async fn join(app: &App, request: Request<Body>) -> Result<Response<Body>, S
     let application: Application = serde_json::from_slice(&bytes)
         .map_err(|e| Status::bad_request(format!("the request to join cannot be read: {e}")))?;
     let Application { node_name, node_ip, csr } = &application;
+    if !has_token && identity.node() != Some(node_name) {
+        let why = format!("{:?} may renew its own certificate, but not have one for {node_name:?}", identity.user);
+        return Err(Status::new(Reason::Forbidden, why));
+    }
     if let Some(complaint) = names::dns1123_subdomain(node_name).into_iter().next() {
         return Err(Status::bad_request(format!(
             "{node_name:?} cannot be a node's name: {complaint}; use --node-name"

@@ -111,6 +111,7 @@ struct App {
     in_flight: pipeline::InFlight,
     parsed: stored::Parsed,
     documents: discovery::Documents,
+    swagger_tags: discovery::SwaggerTags,
     event_lease: tokio::sync::Mutex<Option<(Instant, LeaseId)>>,
     /// Turns true when the server stops; watches end then.
     stop: watch::Receiver<bool>,
@@ -150,6 +151,10 @@ impl Server {
     pub async fn start(config: Config, store: Store) -> Result<Self, Error> {
         let ranges = ranges(&config)?;
         let network = Network { cluster_cidr: cidr("cluster-cidr", &config.cluster_cidr)? };
+        if network.cluster_cidr.overlaps(ranges.services) {
+            let what = "must not overlap --service-cidr";
+            return Err(Error::Flag { flag: "cluster-cidr", value: config.cluster_cidr, what });
+        }
         let listener = serve::listen(config.bind).await?;
         let address = listener.local_addr().map_err(|source| Error::Listen { address: config.bind, source })?;
         let advertised = Advertised { address: advertise_address(&config), port: address.port() };
@@ -166,6 +171,7 @@ impl Server {
             in_flight: pipeline::InFlight::default(),
             parsed: stored::Parsed::default(),
             documents: discovery::Documents::default(),
+            swagger_tags: discovery::SwaggerTags::default(),
             event_lease: tokio::sync::Mutex::new(None),
             stop: stop.clone(),
             ready: AtomicBool::new(false),
@@ -264,6 +270,10 @@ fn ranges(config: &Config) -> Result<Ranges, Error> {
     let services = cidr("service-cidr", &config.service_cidr)?;
     if !services.contains(config.cluster_dns) {
         let what = "must be an address of --service-cidr";
+        return Err(Error::Flag { flag: "cluster-dns", value: config.cluster_dns.to_string(), what });
+    }
+    if config.cluster_dns == services.nth(1) {
+        let what = "must not be the first address of --service-cidr, which is the API server's";
         return Err(Error::Flag { flag: "cluster-dns", value: config.cluster_dns.to_string(), what });
     }
     Ok(Ranges { services, dns: config.cluster_dns })

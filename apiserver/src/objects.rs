@@ -4,12 +4,12 @@
 use api::{
     meta,
     registry::{self, Kind},
-    status::Status,
+    status::{Cause, CauseReason, Status},
 };
 use bytes::Bytes;
 use serde_json::Value;
 use store::{Compare, KeyValue, LeaseId, Op, Snapshot, Txn};
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, timeout};
 
 use crate::{
     App, admit,
@@ -274,7 +274,7 @@ impl App {
             return Ok(Some(id));
         }
         let id = self.store.lease_grant(EVENT_LIFE + EVENT_LEASE_SHARE).await.map_err(store_failure)?;
-        *current = Some((Instant::now(), id));
+        *current = Some((clock::instant(), id));
         Ok(Some(id))
     }
 }
@@ -295,7 +295,14 @@ fn home(snapshot: &Snapshot, kind: &'static Kind, namespace: &str, name: &str) -
     let object: Value = serde_json::from_slice(&kv.value).map_err(Status::internal)?;
     if meta::deletion_timestamp(&object).is_some() {
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        return Err(Status::forbidden(kind, name, &why));
+        let mut status = Status::forbidden(kind, name, &why);
+        // Controllers know by it that there is no use in trying again.
+        status.details.causes.push(Cause {
+            reason: CauseReason::NamespaceTerminating,
+            message: format!("namespace {namespace} is being terminated"),
+            field: "metadata.namespace".into(),
+        });
+        return Err(status);
     }
     Ok(Some(Compare::ModRevision { key, equals: kv.mod_revision }))
 }

@@ -29,7 +29,7 @@ pub struct ListOptions {
 /// Where a watch begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchStart {
-    /// The state as `ADDED` events, then changes; `bookmark` says whether a bookmark marks the end of the state.
+    /// The state as `ADDED` events, then changes; `end` says whether a bookmark marks the end of the state.
     State { at: At, end: StateEnd },
     /// Changes after a revision.
     After(u64),

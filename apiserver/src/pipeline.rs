@@ -63,9 +63,12 @@ async fn answer(app: Arc<App>, peer: Peer, request: Request<Body>) -> Result<Res
             });
         }
     };
-    // A joining node's token is checked by the handler itself: it is no user's.
     let identity = match route {
-        Route::Join => Arc::new(Identity::anonymous()),
+        // A joining node's token is checked by the handler itself: it is no user's.
+        Route::Join => match &peer {
+            Peer::InProcess(identity) | Peer::Tls(Some(identity)) => Arc::clone(identity),
+            Peer::Tls(None) => Arc::new(Identity::anonymous()),
+        },
         _ => authenticate(&peer, request.headers(), &app.pki.service_accounts, &app.store)?,
     };
     tracing::Span::current().record("user", identity.user.as_str());

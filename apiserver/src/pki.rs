@@ -1,7 +1,7 @@
 //! The cluster's certificate authority and all that it signs, kept under `<data-dir>`.
 //!
 //! Everything is made at the first start and read back at later ones. Leaf certificates are issued anew when their
-//! names change or two thirds of their life is over; [`Pki::renewed`] does that for a running server. Every file is
+//! names change or two thirds of their life is over; a running server loads anew for that. Every file is
 //! written beside its place, synced and renamed, so that a power cut leaves the old one or the new one.
 
 use std::{
@@ -20,11 +20,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
-use ring::{
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
-    },
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
@@ -93,13 +90,13 @@ impl TokenKey {
     fn from_pem(pem: &str) -> Result<Self, String> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).map_err(|e| e.to_string())?;
         let pair =
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &SystemRandom::new())
+            EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &entropy::source())
                 .map_err(|e| e.to_string())?;
         Ok(Self { pair })
     }
 
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
-        let signature = self.pair.sign(&SystemRandom::new(), message).expect("signing needs only randomness");
+        let signature = self.pair.sign(&entropy::source(), message).expect("signing needs only randomness");
         signature.as_ref().to_vec()
     }
 

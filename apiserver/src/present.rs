@@ -225,9 +225,15 @@ pub fn success(code: StatusCode, form: Form) -> Response<Body> {
     value(code, Form { shape: Shape::Object, ..form }, &status)
 }
 
+/// Warnings are for people: what is beyond this many bytes in all is left out, as clients bound their headers.
+const MAX_WARNINGS: usize = 4 << 10;
+
 /// Adds what `kubectl` prints before its own output.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    let mut room = MAX_WARNINGS;
     for warning in warnings {
+        let Some(left) = room.checked_sub(warning.len()) else { continue };
+        room = left;
         let quoted: String =
             warning.chars().map(|c| if c == '"' || c == '\\' { format!("\\{c}") } else { c.into() }).collect();
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
@@ -297,5 +303,10 @@ mod tests {
         let mut response = text("");
         warn(&mut response, &["unknown field \"a\"".into()]);
         assert_eq!(response.headers()[header::WARNING], "299 - \"unknown field \\\"a\\\"\"");
+        let many: Vec<String> = (0..1000).map(|i| format!("unknown field \"{i}\"")).collect();
+        let mut response = text("");
+        warn(&mut response, &many);
+        let size: usize = response.headers().get_all(header::WARNING).iter().map(|v| v.len()).sum();
+        assert!((MAX_WARNINGS..2 * MAX_WARNINGS).contains(&size), "{size}");
     }
 }

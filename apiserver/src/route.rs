@@ -34,6 +34,8 @@ pub enum Route {
         group: String,
         version: String,
     },
+    /// `/openapi/v2`
+    Swagger,
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/apis/apps/v1`
@@ -113,6 +115,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         ["version"] => Route::Version,
         ["cacerts"] => Route::CaCerts,
         ["minik8s", "v1", "join"] => Route::Join,
+        ["openapi", "v2"] => Route::Swagger,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },
         ["openapi", "v3", "apis", group, version] => Route::OpenApi { group: group.into(), version: version.into() },
@@ -245,6 +248,8 @@ mod tests {
             ("GET", "/apis", "GroupsDiscovery"),
             ("GET", "/apis/apps", "GroupDiscovery { group: \"apps\" }"),
             ("GET", "/api/v1", "VersionDiscovery { group: \"\", version: \"v1\" }"),
+            ("GET", "/openapi/v2?timeout=32s", "Swagger"),
+            ("POST", "/openapi/v2", "405"),
             ("GET", "/openapi/v3", "OpenApiIndex"),
             ("GET", "/openapi/v3/apis/apps/v1?hash=1", "OpenApi { group: \"apps\", version: \"v1\" }"),
             ("GET", "/api/v1/pods", "list pods \"\" \"\" \"\""),

@@ -432,13 +432,27 @@ async fn namespaces_end_in_order() {
     assert_eq!(cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("a", "1")).await.code, 201);
     let ending = cluster.call("DELETE", "/api/v1/namespaces/n", json!({})).await;
     assert_eq!(ending.body["status"]["phase"], "Terminating");
-    assert_eq!(cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("b", "1")).await.code, 403);
+    let late = cluster.call("POST", "/api/v1/namespaces/n/configmaps", config_map("b", "1")).await;
+    assert_eq!((late.code, &late.body["details"]["causes"][0]["reason"]), (403, &json!("NamespaceTerminating")));
     cluster.call("DELETE", "/api/v1/namespaces/n/configmaps/a", json!({})).await;
     let mut finalized = cluster.get("/api/v1/namespaces/n", "").await.body;
     finalized["spec"]["finalizers"] = json!([]);
     assert_eq!(cluster.call("PUT", "/api/v1/namespaces/n/finalize", finalized).await.code, 200);
     assert_eq!(cluster.get("/api/v1/namespaces/n", "").await.code, 404);
     assert_eq!(cluster.call("DELETE", "/api/v1/namespaces/default", json!({})).await.code, 403);
+}
+
+#[tokio::test]
+async fn a_collection_goes_as_far_as_it_is_selected() {
+    let cluster = Cluster::start().await;
+    for i in 0..100 {
+        let mut map = config_map(&format!("c{i}"), "1");
+        map["metadata"]["labels"] = json!({"keep": if i % 10 == 0 { "yes" } else { "no" }});
+        assert_eq!(cluster.call("POST", MAPS, map).await.code, 201);
+    }
+    assert_eq!(cluster.call("DELETE", &format!("{MAPS}?labelSelector=keep%3Dno"), json!({})).await.code, 200);
+    let left = cluster.get(MAPS, "").await.body;
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(10));
 }
 
 #[tokio::test]
@@ -506,6 +520,9 @@ async fn tokens_are_of_living_accounts() {
     cluster.call("POST", accounts, json!({"metadata": {"name": "a"}})).await;
     let answer = cluster.call("POST", &format!("{accounts}/a/token"), json!({"spec": {}})).await;
     assert_eq!(answer.code, 201, "{}", answer.body);
+    for bad in [json!([]), json!({"spec": "x"}), json!("x")] {
+        assert_eq!(cluster.call("POST", &format!("{accounts}/a/token"), bad.clone()).await.code, 400, "{bad}");
+    }
     let token = answer.body["status"]["token"].as_str().unwrap();
     let mut headers = HeaderMap::new();
     headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -573,6 +590,28 @@ async fn discovery_and_openapi() {
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
     assert!(cluster.get(&url, "").await.body["components"]["schemas"].is_object());
     assert_eq!(cluster.get("/apis/nonsense/v1", "").await.code, 404);
+}
+
+#[tokio::test]
+async fn swagger_has_a_tag() {
+    let cluster = Cluster::start().await;
+    let json = cluster.get("/openapi/v2", "").await;
+    assert_eq!((json.code, &json.body["swagger"]), (200, &json!("2.0")));
+    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let ask = |tag: Option<&http::HeaderValue>| {
+        let request = Request::get("/openapi/v2").header("accept", protobuf);
+        let request = tag.into_iter().fold(request, |r, tag| r.header("if-none-match", tag));
+        cluster.send(Identity::master("t"), request.body(Body::empty()).unwrap())
+    };
+    let first = ask(None).await;
+    let valid = protobuf.replace('@', ".");
+    assert_eq!((first.status(), first.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, &*valid));
+    let tag = first.headers()["etag"].clone();
+    assert_ne!(tag, json.headers["etag"]);
+    // "swagger" is the first field, "2.0" its text.
+    assert!(first.into_body().collect().await.unwrap().to_bytes().starts_with(b"\x0a\x032.0"));
+    assert_eq!(ask(Some(&tag)).await.status(), StatusCode::NOT_MODIFIED);
+    assert_eq!(cluster.get("/openapi/v2", "text/html").await.code, 406);
 }
 
 #[tokio::test]

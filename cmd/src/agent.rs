@@ -1,18 +1,25 @@
 //! `minik8s agent`: one node.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, pin::pin};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{flags, stop};
 
 pub async fn run(flags: flags::Agent) -> Result<()> {
+    ensure!(!flags.join.is_empty(), "no server to join: give --join https://HOST:6443, as the server printed it");
+    for server in &flags.join {
+        let host = server.strip_prefix("https://").unwrap_or_default();
+        ensure!(!host.trim_matches('/').is_empty(), "--join {server:?}: a server is named as https://HOST:6443");
+    }
     let config = config(flags.join, flags.token, flags.data.data_dir, flags.node)?;
+    // One listener throughout: a signal between two would be lost.
+    let mut asked = pin!(stop::asked());
     let agent = tokio::select! {
         agent = node::Agent::start(config) => agent.context("start the agent")?,
-        asked = stop::asked() => return asked,
+        asked = &mut asked => return asked,
     };
-    stop::asked().await?;
+    asked.await?;
     agent.stop().await;
     Ok(())
 }

@@ -1,5 +1,10 @@
 //! `minik8s dev`: a whole cluster in this process, until Ctrl-C.
 
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    pin::pin,
+};
+
 use anyhow::{Context, Result};
 
 use crate::{
@@ -7,9 +12,6 @@ use crate::{
     server::{Config, ControlPlane},
     stop,
 };
-
-/// The address at which the agent in this process reaches the server.
-const LOOPBACK: &str = "127.0.0.1";
 
 pub async fn run(flags: flags::Dev) -> Result<()> {
     let config = Config {
@@ -20,15 +22,16 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         tls_sans: Vec::new(),
         networks: flags.networks,
     };
-    let control_plane = ControlPlane::start(config).await?;
+    let mut control_plane = ControlPlane::start(config).await?;
     let kubeconfig = control_plane.server.kubeconfig_path();
-    let join = format!("https://{LOOPBACK}:{}", flags.bind.port());
+    let join = format!("https://{}", from_inside(control_plane.server.address()));
     let token = control_plane.server.join_token();
     let node = agent::config(vec![join], Some(token), flags.data.data_dir, flags.node)?;
     let name = node.node_name.clone();
+    let mut asked = pin!(stop::asked());
     let agent = tokio::select! {
         agent = node::Agent::start(node) => agent.context("start the node")?,
-        asked = stop::asked() => return asked.and(control_plane.stop().await),
+        asked = &mut asked => return asked.and(control_plane.stop().await),
     };
     println!("kubeconfig: {}", kubeconfig.display());
     println!("node {name} is starting. In another terminal:");
@@ -40,8 +43,8 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         if flags.keep { ", but not its pods" } else { " and its pods; its objects stay in the data directory" }
     );
     let ended = tokio::select! {
-        asked = stop::asked() => asked,
-        reason = control_plane.store.ended() => Err(reason).context("the store ended"),
+        asked = asked => asked,
+        broken = control_plane.broken() => Err(broken),
     };
     if flags.keep {
         agent.stop().await;
@@ -49,4 +52,12 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         agent.remove_all().await;
     }
     ended.and(control_plane.stop().await)
+}
+
+/// Where the agent in this process reaches a server that listens at `address`.
+fn from_inside(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    address
 }

@@ -57,7 +57,7 @@ pub struct Server {
     /// The address that nodes and clients reach this server at; found by itself when not given.
     #[arg(long, env = "MINIK8S_ADVERTISE_ADDRESS", value_name = "IP")]
     pub advertise_address: Option<IpAddr>,
-    /// The secret part of the join token, in place of a random one. It counts at the first start only.
+    /// The secret part of the join token, or the whole of it: in place of a random one, and of the one in force until now.
     #[arg(long, env = "MINIK8S_TOKEN", value_name = "TOKEN")]
     pub token: Option<String>,
     /// A further name or address for the server's certificate.

@@ -18,9 +18,15 @@ mod info;
 
 mod stop;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use flags::Command;
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 fn main() -> ExitCode {
     // The shim must stay one small thread: it goes its own way before any runtime or logger exists.
@@ -65,11 +71,20 @@ fn with_runtime(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Resul
     result
 }
 
-/// `MINIK8S_LOG` takes filters such as `info`, or `warn,scheduler=debug`.
+/// `MINIK8S_LOG` takes a level, or levels by part: `info`, or `warn,scheduler=debug`.
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MINIK8S_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(true).init();
+    let wanted = std::env::var("MINIK8S_LOG").unwrap_or_default();
+    let (targets, error) = match wanted.parse::<Targets>() {
+        Ok(targets) if !wanted.is_empty() => (targets, None),
+        Ok(_) => (Targets::new().with_default(LevelFilter::WARN), None),
+        Err(error) => (Targets::new().with_default(LevelFilter::WARN), Some(error)),
+    };
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(targets)).init();
+    if let Some(error) = error {
+        tracing::warn!("MINIK8S_LOG={wanted:?} is no list of levels such as warn,scheduler=debug: {error}");
+    }
 }
 
 /// The error and its causes, on one line.

@@ -20,12 +20,12 @@ pub async fn run(flags: flags::Server) -> Result<()> {
         tls_sans: flags.tls_san,
         networks: flags.networks,
     };
-    let control_plane = ControlPlane::start(config).await?;
+    let mut control_plane = ControlPlane::start(config).await?;
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
     println!("join with:  {}", control_plane.join_command());
     let ended = tokio::select! {
         asked = stop::asked() => asked,
-        reason = control_plane.store.ended() => Err(reason).context("the store ended"),
+        broken = control_plane.broken() => Err(broken),
     };
     let stopped = control_plane.stop().await;
     ended.and(stopped)
@@ -45,13 +45,14 @@ pub struct Config {
 pub struct ControlPlane {
     pub server: apiserver::Server,
     pub store: store::Store,
-    loops: JoinSet<()>,
+    /// None of them has a way to end; each says who it was.
+    loops: JoinSet<&'static str>,
 }
 
 impl ControlPlane {
     pub async fn start(config: Config) -> Result<ControlPlane> {
-        let store =
-            store::Store::open(store::Config::new(config.data_dir.join("store"))).await.context("open the store")?;
+        let opened = store::Store::open(store::Config::new(config.data_dir.join("store"))).await;
+        let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;
         let settings = apiserver::Config {
             data_dir: config.data_dir.clone(),
             bind: config.bind,
@@ -64,8 +65,11 @@ impl ControlPlane {
         };
         let server = apiserver::Server::start(settings, store.clone()).await.context("start the API server")?;
         let mut loops = JoinSet::new();
-        let scheduler = in_process(&server, "system:kube-scheduler");
-        loops.spawn(scheduler::run(scheduler));
+        let scheduler = scheduler::run(in_process(&server, "system:kube-scheduler"));
+        loops.spawn(async move {
+            scheduler.await;
+            "the scheduler"
+        });
         let manager = in_process(&server, "system:kube-controller-manager");
         let settings = controllers::Config {
             cluster_cidr: config
@@ -76,8 +80,22 @@ impl ControlPlane {
             root_ca_pem: server.ca_pem().to_owned(),
             node_monitor_grace: controllers::NODE_MONITOR_GRACE,
         };
-        loops.spawn(controllers::run(manager, settings));
+        loops.spawn(async move {
+            controllers::run(manager, settings).await;
+            "the controllers"
+        });
         Ok(ControlPlane { server, store, loops })
+    }
+
+    /// Waits for an end that nobody asked for: without any one of its parts the cluster would only seem to work.
+    pub async fn broken(&mut self) -> anyhow::Error {
+        tokio::select! {
+            reason = self.store.ended() => anyhow::Error::new(reason).context("the store ended"),
+            Some(ended) = self.loops.join_next() => match ended {
+                Ok(who) => anyhow::anyhow!("{who} ended: start the server again"),
+                Err(panic) => anyhow::Error::new(panic).context("a part of the server broke off: start it again"),
+            },
+        }
     }
 
     /// What makes another machine a node of this cluster.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use client::{DeleteOptions, Object};
+use client::{DeleteOptions, Object, request::Place};
 use k8s_openapi::api::core::v1::ObjectReference;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -127,34 +127,10 @@ impl Target {
 
     /// `/apis/apps/v1/namespaces/default/deployments/web`
     pub fn path(&self) -> String {
-        let r = &self.resource;
-        let mut path =
-            if r.group.is_empty() { format!("/api/{}", r.version) } else { format!("/apis/{}/{}", r.group, r.version) };
-        if r.namespaced && !self.namespace.is_empty() {
-            path.push_str("/namespaces/");
-            path.push_str(&self.namespace);
-        }
-        path.push('/');
-        path.push_str(r.plural);
-        if !self.name.is_empty() {
-            path.push('/');
-            path.push_str(&escape(&self.name));
-        }
-        path
+        let Resource { group, version, plural, namespaced, .. } = self.resource;
+        let namespace = if namespaced { self.namespace.as_str() } else { "" };
+        Place { group, version, namespace, plural, name: &self.name }.to_string()
     }
-}
-
-/// Names of some kinds (RBAC) may hold colons and the like: percent-encodes all but RFC 3986's unreserved characters.
-fn escape(name: &str) -> String {
-    let mut out = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// Which face of an object a write goes to.

@@ -1,7 +1,11 @@
 //! The shell that every control loop runs in: changes become keys, keys wait in a queue, and each is looked at, planned
 //! for and acted upon until nothing is left to do.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use client::{Cache, Change, Key, Object, Update};
 use jiff::Timestamp;
@@ -79,7 +83,14 @@ impl Feeds {
             let _cache = cache;
             while let Some(update) = changes.next().await {
                 let asks = match update {
-                    Update::Change(change) => keys(&change).into_iter().map(|key| Ask::Key(key, reason)).collect(),
+                    // A panic costs a look at everything; a feed that ended would leave its controller deaf.
+                    Update::Change(change) => match catch_unwind(AssertUnwindSafe(|| keys(&change))) {
+                        Ok(keys) => keys.into_iter().map(|key| Ask::Key(key, reason)).collect(),
+                        Err(_) => {
+                            tracing::error!(key = %change.key, reason, "nobody can say whom this change concerns");
+                            vec![Ask::Everything]
+                        }
+                    },
                     Update::Resync => vec![Ask::Everything],
                 };
                 for ask in asks {

@@ -21,6 +21,7 @@ use crate::Error;
 /// A server that does not answer is asked again so soon, and then ever more slowly.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 const RETRY_LAST: Duration = Duration::from_secs(5);
+const JOIN: &str = "/minik8s/v1/join";
 /// One question to a server.
 const ANSWER: Duration = Duration::from_secs(10);
 /// An address of nobody (RFC 5737), reached by the default route if there is one.
@@ -59,6 +60,13 @@ pub struct Identity {
     pub key: String,
     pub ca: String,
     pub cluster: Cluster,
+}
+
+impl Identity {
+    /// Certificate and key in one text, as the client wants them.
+    pub fn pem(&self) -> Vec<u8> {
+        format!("{}{}", self.certificate, self.key).into_bytes()
+    }
 }
 
 /// What the cluster tells its nodes about itself.
@@ -146,12 +154,62 @@ fn suits(kept: &Identity, application: &Application<'_>, token: Option<&Token>, 
         let own = x509_parser::extensions::GeneralName::IPAddress(&bytes);
         names.value.general_names.contains(&own)
     });
-    let validity = certificate.validity();
-    let (from, to) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let left = to - now.as_second();
-    // Without a token an old certificate is better than none; with one it is renewed in the last third of its life.
-    let fresh = if token.is_some() { left * 3 > to - from } else { left > 0 };
+    let Life { aging, end } = life(&certificate);
+    // Without a token an old certificate is better than none: it is renewed by itself.
+    let fresh = now.as_second() < if token.is_some() { aging } else { end };
     named && addressed && fresh
+}
+
+/// Seconds since the epoch.
+struct Life {
+    /// When the last third begins, in which a certificate is renewed.
+    aging: i64,
+    end: i64,
+}
+
+fn life(certificate: &X509Certificate<'_>) -> Life {
+    let validity = certificate.validity();
+    let (from, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    Life { aging: end - (end - from) / 3, end }
+}
+
+/// When the certificate of a PEM text is to be renewed; none when it cannot be read.
+pub fn aging(certificate: &str) -> Option<Timestamp> {
+    let der = first(certificate)?;
+    let (_, certificate) = X509Certificate::from_der(&der).ok()?;
+    Timestamp::from_second(life(&certificate).aging).ok()
+}
+
+/// What a server is sent for a certificate, and the key that the certificate will be for.
+struct Plea {
+    key: KeyPair,
+    body: serde_json::Value,
+}
+
+fn plea(node_name: &str, node_ip: IpAddr) -> Result<Plea, Error> {
+    let key = KeyPair::generate().map_err(|error| Error::Internal(format!("make a key: {error}")))?;
+    let mut params = CertificateParams::new(vec![node_name.to_owned(), node_ip.to_string()])
+        .map_err(|error| Error::Internal(format!("name the node in a certificate request: {error}")))?;
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node_name}"));
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    let csr = params
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(|error| Error::Internal(format!("make a certificate request: {error}")))?;
+    Ok(Plea { key, body: serde_json::json!({"nodeName": node_name, "nodeIP": node_ip, "csr": csr}) })
+}
+
+/// Asks for another certificate, by the one that `client` shows.
+pub async fn renew(client: &client::Client, node_name: &str, node_ip: IpAddr) -> Result<Identity, Error> {
+    let Plea { key, body } = plea(node_name, node_ip)?;
+    let content = client::Content::json(&body).map_err(Error::Client)?;
+    let answer = client.call(http::Method::POST, JOIN.to_owned(), Some(content)).await.map_err(Error::Renewal)?;
+    Ok(whole(answer, &key))
+}
+
+fn whole(answer: Answer, key: &KeyPair) -> Identity {
+    let Answer { certificate, ca, cluster } = answer;
+    Identity { certificate, key: key.serialize_pem(), ca, cluster }
 }
 
 /// Whether a kept certificate is for this node's name.
@@ -163,24 +221,13 @@ fn names(kept: &Identity, node: &str) -> bool {
 }
 
 async fn join(application: &Application<'_>, token: &Token, name: Name) -> Result<Identity, Error> {
-    let key = KeyPair::generate().map_err(|error| Error::Internal(format!("make a key: {error}")))?;
-    let mut params = CertificateParams::new(vec![application.node_name.to_owned(), application.node_ip.to_string()])
-        .map_err(|error| Error::Internal(format!("name the node in a certificate request: {error}")))?;
-    params.distinguished_name.push(DnType::CommonName, format!("system:node:{}", application.node_name));
-    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    let csr = params
-        .serialize_request(&key)
-        .and_then(|request| request.pem())
-        .map_err(|error| Error::Internal(format!("make a certificate request: {error}")))?;
+    let Plea { key, body } = plea(application.node_name, application.node_ip)?;
     let mut pause = RETRY_FIRST;
     let mut told = String::new();
     loop {
         for server in application.servers {
-            match ask(server.trim_end_matches('/'), token, application, &csr).await {
-                Ok(answer) => {
-                    let Answer { certificate, ca, cluster } = answer;
-                    return Ok(Identity { certificate, key: key.serialize_pem(), ca, cluster });
-                }
+            match ask(server.trim_end_matches('/'), token, &body).await {
+                Ok(answer) => return Ok(whole(answer, &key)),
                 Err(Refusal::Never(error)) => return Err(error),
                 Err(Refusal::Taken(why)) if name == Name::New => return Err(Error::Refused(why)),
                 // The live node of this name is this one, at an address it no longer has: its lease will run out.
@@ -198,7 +245,7 @@ async fn join(application: &Application<'_>, token: &Token, name: Name) -> Resul
     }
 }
 
-async fn ask(server: &str, token: &Token, application: &Application<'_>, csr: &str) -> Result<Answer, Refusal> {
+async fn ask(server: &str, token: &Token, request: &serde_json::Value) -> Result<Answer, Refusal> {
     let later = |error: reqwest::Error| Refusal::Later(format!("{server}: {}", crate::pod::error_text(&error)));
     // Nothing secret is sent and nothing is believed before the CA's hash has been compared.
     let blind = builder().tls_danger_accept_invalid_certs(true).build().map_err(later)?;
@@ -215,16 +262,8 @@ async fn ask(server: &str, token: &Token, application: &Application<'_>, csr: &s
     }
     let root = reqwest::Certificate::from_pem(ca.as_bytes()).map_err(later)?;
     let verified = builder().tls_certs_only([root]).build().map_err(later)?;
-    let request = serde_json::json!({
-        "nodeName": application.node_name, "nodeIP": application.node_ip, "csr": csr,
-    });
-    let answer = verified
-        .post(format!("{server}/minik8s/v1/join"))
-        .bearer_auth(&token.text)
-        .json(&request)
-        .send()
-        .await
-        .map_err(later)?;
+    let answer =
+        verified.post(format!("{server}{JOIN}")).bearer_auth(&token.text).json(request).send().await.map_err(later)?;
     let code = answer.status();
     let text = body(answer).await.map_err(later)?;
     if code.is_success() {
@@ -286,7 +325,7 @@ fn load(dir: &Path) -> Result<Option<Identity>, Error> {
     Ok(serde_json::from_str(&cluster).ok().map(|cluster| Identity { certificate, key, ca, cluster }))
 }
 
-fn save(dir: &Path, identity: &Identity) -> Result<(), Error> {
+pub fn save(dir: &Path, identity: &Identity) -> Result<(), Error> {
     let io = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| Error::Io { operation, path, source }

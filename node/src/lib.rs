@@ -1,7 +1,7 @@
 //! The node: it joins a cluster, keeps the Node object true, and runs the pods that the scheduler gives it.
 //!
 //! Reading order:
-//! - [`join`]: from a token to a certificate; [`node_status`] and [`lease`]: the Node object and its sign of life
+//! - [`join`]: from a token to a certificate; [`renew`]: to the next one; [`node_status`] and [`lease`]: the Node object and its sign of life
 //! - [`pod`]: one pod: what is known, what to do, how it is done; [`pod::manager`] decides which pods have a worker
 //! - [`env`](mod@env), [`netfiles`], [`volumes`]: what a container finds; [`probe`]: how it is asked whether it is well
 //! - [`collect`]: what keeps the disk from filling up
@@ -16,6 +16,7 @@
 pub mod join;
 pub mod lease;
 pub mod node_status;
+pub mod renew;
 
 pub mod pod;
 
@@ -49,7 +50,7 @@ use std::{
     time::Duration,
 };
 
-use client::{Client, Https, ListParams};
+use client::{Client, Credentials, Https, ListParams};
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod, Service, Taint};
 use netdata::Netdata;
@@ -66,6 +67,7 @@ use crate::{
     node_status::Facts,
     paths::Paths,
     pod::manager::Manager,
+    renew::Renewal,
     runtime::{Runtime, RuntimeConfig},
 };
 
@@ -82,7 +84,7 @@ const REMOVALS: usize = 8;
 pub struct Config {
     /// `https://host:port` of the servers, in the order in which they are tried.
     pub join: Vec<String>,
-    /// Needed at the first start, and when the certificate is about to expire.
+    /// Needed at the first start, and after so long a pause that the certificate has expired; otherwise it renews itself.
     pub token: Option<String>,
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
@@ -111,6 +113,8 @@ pub enum Error {
     Runtime(#[source] runtime::Error),
     #[error("the client of the API cannot be made")]
     Client(#[source] client::Error),
+    #[error("the node's certificate cannot be renewed")]
+    Renewal(#[source] client::Error),
     #[error("the node's certificate cannot be used")]
     Tls(#[source] server::tls::TlsError),
     #[error("internal error: {0}")]
@@ -155,10 +159,10 @@ impl Agent {
             dir: paths.identity(),
         })
         .await?;
-        let client = Client::https(&Https {
+        let (client, credentials) = Client::https(&Https {
             servers: config.join.clone(),
             ca: identity.ca.clone().into_bytes(),
-            identity: format!("{}{}", identity.certificate, identity.key).into_bytes(),
+            identity: identity.pem(),
         })
         .map_err(Error::Client)?;
         let tls = server::tls::config(&identity.certificate, &identity.key, &identity.ca).map_err(Error::Tls)?;
@@ -171,7 +175,7 @@ impl Agent {
         })
         .map_err(Error::Runtime)?;
         let facts = Facts::gather(&config.node_name, node_ip, &labels, taints, config.data_dir.clone());
-        let parts = Parts { config, node_ip, identity, client, runtime, paths, facts };
+        let parts = Parts { config, node_ip, identity, client, credentials, runtime, paths, facts };
         parts.run(listener, tls, locks)
     }
 
@@ -233,6 +237,7 @@ struct Parts {
     node_ip: IpAddr,
     identity: join::Identity,
     client: Client,
+    credentials: Credentials,
     runtime: Runtime,
     paths: Paths,
     facts: Facts,
@@ -268,10 +273,20 @@ impl Parts {
             starts: Context::start_permits(),
         });
         let served = server::Served { pods: Arc::clone(&pods), runtime, paths: self.paths.clone() };
-        let (_, server_config) = watch::channel(Arc::new(tls));
+        let (renewed, server_config) = watch::channel(Arc::new(tls));
         let settings = network_settings(&self.config, self.node_ip, &self.identity.cluster)?;
+        let renewal = Renewal {
+            client: client.clone(),
+            credentials: self.credentials,
+            server: renewed,
+            identity: self.identity,
+            node_name: name.clone(),
+            node_ip: self.node_ip,
+            dir: self.paths.identity(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(recording);
+        tasks.spawn(renewal.run());
         tasks.spawn(bring_up(settings, client.clone(), network_up, ready));
         tasks.spawn(node_status::run(client.clone(), Arc::new(self.facts), Arc::clone(&nodes), is_ready));
         tasks.spawn(lease::run(client, name, nodes));
@@ -353,9 +368,15 @@ fn lock(dir: &Path) -> Result<Flock<fs::File>, Error> {
 }
 
 fn parse_labels(given: &[String]) -> Result<BTreeMap<String, String>, Error> {
-    let parse = |text: &String| match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Error::Refused(format!("a node label has the form key=value, not {text:?}"))),
+    let parse = |text: &String| {
+        let refused = |why: &str| Error::Refused(format!("--node-label {text:?}: {why}"));
+        let (key, value) = text.split_once('=').ok_or_else(|| refused("a label has the form key=value"))?;
+        let mut wrong = api::names::qualified_name(key);
+        wrong.extend(api::names::label_value(value));
+        match wrong.first() {
+            Some(why) => Err(refused(why)),
+            None => Ok((key.to_owned(), value.to_owned())),
+        }
     };
     given.iter().map(parse).collect()
 }
@@ -382,7 +403,10 @@ mod tests {
     fn labels_and_taints_are_parsed() {
         let labels = parse_labels(&["disk=ssd".to_owned(), "empty=".to_owned()]).expect("labels");
         assert_eq!(labels, [("disk".to_owned(), "ssd".to_owned()), ("empty".to_owned(), String::new())].into());
-        assert!(parse_labels(&["disk".to_owned()]).is_err());
+        for wrong in ["disk", "=x", "a/b/c=d", "a=b c"] {
+            let refused = parse_labels(&[wrong.to_owned()]);
+            assert!(refused.is_err_and(|e| e.to_string().starts_with("--node-label")), "{wrong}");
+        }
         let taint = parse_taint("dedicated=gpu:NoSchedule").expect("a taint");
         assert_eq!(
             (taint.key.as_str(), taint.value.as_deref(), taint.effect.as_str()),

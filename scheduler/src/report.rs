@@ -26,6 +26,11 @@ struct Pending {
     unschedulable: HashMap<Key, (PodInfo, String)>,
 }
 
+enum Report {
+    Unschedulable(PodInfo, String),
+    Bound(PodInfo, String),
+}
+
 /// Where the scheduler leaves its reports.
 #[derive(Clone, Default)]
 pub(crate) struct Reporter {
@@ -36,6 +41,8 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) fn bound(&self, pod: PodInfo, node: &str) {
         self.with(|pending| {
+            // Said now, it would put the condition of a pod that waits on one that runs.
+            pending.unschedulable.remove(&pod.key);
             if pending.bound.len() == BOUND_KEPT {
                 pending.bound.pop_front();
             }
@@ -52,22 +59,29 @@ impl Reporter {
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Pending {
-        std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner))
+    /// What is to be said next. One at a time, so that what waits can still be taken back.
+    fn next(&self) -> Option<Report> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = pending.unschedulable.keys().next().cloned() {
+            let (pod, why) = pending.unschedulable.remove(&key)?;
+            return Some(Report::Unschedulable(pod, why));
+        }
+        pending.bound.pop_front().map(|(pod, node)| Report::Bound(pod, node))
     }
 
     /// Writes reports for as long as it is polled.
     pub(crate) async fn write(self, client: Client) {
         loop {
-            self.arrived.notified().await;
-            let Pending { bound, unschedulable } = self.take();
-            for (pod, why) in unschedulable.into_values() {
-                condition(&client, &pod, &why).await;
-                event(&client, &pod, "Warning", "FailedScheduling", why).await;
-            }
-            for (pod, node) in bound {
-                let text = format!("Successfully assigned {} to {node}", pod.key);
-                event(&client, &pod, "Normal", "Scheduled", text).await;
+            match self.next() {
+                Some(Report::Unschedulable(pod, why)) => {
+                    condition(&client, &pod, &why).await;
+                    event(&client, &pod, "Warning", "FailedScheduling", why).await;
+                }
+                Some(Report::Bound(pod, node)) => {
+                    let text = format!("Successfully assigned {} to {node}", pod.key);
+                    event(&client, &pod, "Normal", "Scheduled", text).await;
+                }
+                None => self.arrived.notified().await,
             }
         }
     }
@@ -119,4 +133,25 @@ async fn event(client: &Client, pod: &PodInfo, kind: &str, reason: &str, message
 #[expect(clippy::disallowed_methods, reason = "a report carries the time at which it is written")]
 fn now() -> Timestamp {
     Timestamp::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_pod_is_not_said_to_wait() {
+        let reporter = Reporter::default();
+        let pod = |name: &str| PodInfo { key: Key::new("d", name), ..PodInfo::default() };
+        reporter.unschedulable(pod("a"), "no room".into());
+        reporter.unschedulable(pod("b"), "no room".into());
+        reporter.bound(pod("a"), "n");
+        let said: Vec<String> = std::iter::from_fn(|| reporter.next())
+            .map(|report| match report {
+                Report::Unschedulable(pod, why) => format!("{}: {why}", pod.key),
+                Report::Bound(pod, node) => format!("{} on {node}", pod.key),
+            })
+            .collect();
+        assert_eq!(said, ["d/b: no room", "d/a on n"]);
+    }
 }

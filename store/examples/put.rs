@@ -1,5 +1,7 @@
 //! How many durable puts a second: one client after another, and 64 at once. `cargo run --example put [DIR]`
 
+#![expect(clippy::disallowed_methods, reason = "it measures time")]
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;

@@ -266,6 +266,7 @@ const PERMIT_BYTES: usize = 1 << 10;
 /// Three quarters of what raft lets be uncommitted, so that it need not refuse what waits here already.
 const PERMITS: usize = (UNCOMMITTED_BYTES as usize / 4 * 3) / PERMIT_BYTES;
 
+#[expect(clippy::disallowed_methods, reason = "the shell reads the clock")]
 pub(crate) fn unix_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

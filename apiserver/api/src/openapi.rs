@@ -1,4 +1,5 @@
-//! OpenAPI v3, one document per group and version: what `kubectl explain`, `apply` and `create` learn the types from.
+//! OpenAPI: what `kubectl explain`, `apply` and `create` learn the types from. Version 3 is one document per group and
+//! version; version 2 is one for all, in [`swagger`] and [`gnostic`], for clients that know nothing newer.
 //!
 //! Types and descriptions come from `k8s-openapi`, merge rules from [`crate::schema`], paths from [`crate::registry`].
 //! A document is made on request and not kept: clients cache it by the hash in its address.
@@ -10,6 +11,10 @@ use crate::registry::{self, Kind};
 mod paths;
 mod schemas;
 mod types;
+
+pub mod swagger;
+
+pub mod gnostic;
 
 /// What `/openapi/v3` answers. `hash` changes whenever the documents may have; clients cache by it.
 pub fn index(hash: &str) -> Value {
@@ -31,10 +36,14 @@ pub fn document(group: &str, version: &str) -> Option<Value> {
     }
     Some(json!({
         "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": concat!("v1.35.0+minik8s.", env!("CARGO_PKG_VERSION")) },
+        "info": info(),
         "paths": paths::of(&kinds),
         "components": { "schemas": schemas::of(&kinds) },
     }))
+}
+
+fn info() -> Value {
+    json!({ "title": "Kubernetes", "version": concat!("v1.35.0+minik8s.", env!("CARGO_PKG_VERSION")) })
 }
 
 /// `api/v1` or `apis/apps/v1`.

@@ -10,7 +10,8 @@ use serde_json::{Map, Number, Value};
 
 use crate::schema::{self, Field, Form, Message, Presence, Type};
 
-mod wire;
+pub(crate) mod put;
+pub(crate) mod wire;
 
 use wire::{Reader, Wire};
 

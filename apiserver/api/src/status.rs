@@ -26,6 +26,7 @@ pub enum CauseReason {
     FieldValueTypeInvalid,
     FieldValueNotFound,
     FieldManagerConflict,
+    NamespaceTerminating,
     ResourceVersionTooLarge,
 }
 
@@ -108,10 +109,6 @@ pub struct Details {
 impl Details {
     fn of(kind: &Kind, name: &str) -> Self {
         Self { name: name.to_owned(), group: kind.group.to_owned(), kind: kind.plural.to_owned(), ..Self::default() }
-    }
-
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
     }
 
     fn to_json(&self) -> Value {
@@ -284,14 +281,11 @@ impl Status {
 
     /// The `v1.Status` object.
     pub fn to_json(&self) -> Value {
-        let mut out = json!({
+        // `details` is always there, if empty: some clients look into it without asking.
+        json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
-        });
-        if !self.details.is_empty() {
-            out["details"] = self.details.to_json();
-        }
-        out
+            "message": self.message, "reason": self.reason, "code": self.code, "details": self.details.to_json(),
+        })
     }
 }
 

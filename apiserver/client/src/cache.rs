@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 
 use tokio::{
@@ -16,15 +15,11 @@ use crate::{
     error::Result,
     object::{self, Key, Object},
     request::{self, ListParams},
-    watch::{self, Event, Watch},
+    watch::{self, Event, Pause, Watch},
 };
 
 /// A subscriber that falls further behind than this looks at the whole cache again, which is as cheap by then.
 const CHANGES_KEPT: usize = 4096;
-
-/// A server that is away is asked again soon, and never more than once in five seconds.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// One object that came, changed or went.
 #[derive(Debug)]
@@ -250,12 +245,14 @@ impl<K: Object> Shared<K> {
         self.reach(object::revision(object));
     }
 
-    /// Takes over a whole list, telling only what differs.
+    /// Takes over a whole list, telling only what differs. The list is the newest there is, so one of an earlier revision
+    /// says that the store was put back; its revisions then name other versions than those known here.
     fn replace(&self, items: Vec<K>, revision: u64) {
+        let put_back = revision < *self.revision.borrow();
         let mut gone: HashMap<Key, Arc<K>> = self.read().map.iter().map(|(k, o)| (k.clone(), Arc::clone(o))).collect();
         for item in items {
             let old = gone.remove(&Key::of(&item));
-            if old.is_none_or(|o| object::revision(&*o) != object::revision(&item)) {
+            if put_back || old.is_none_or(|o| object::revision(&*o) != object::revision(&item)) {
                 let key = Key::of(&item);
                 let new = Arc::new(item);
                 let old = self.write().insert(key.clone(), Arc::clone(&new));
@@ -265,6 +262,9 @@ impl<K: Object> Shared<K> {
         for (key, old) in gone {
             self.write().remove(&key);
             self.announce(Change { key, old: Some(old), new: None });
+        }
+        if put_back {
+            self.revision.send_replace(revision);
         }
         self.reach(revision);
     }
@@ -286,21 +286,25 @@ impl<K: Object> Shared<K> {
 
 /// Keeps a cache current for as long as it lives.
 async fn follow<K: Object>(client: Client, params: ListParams, shared: Arc<Shared<K>>) {
-    let mut wait = RETRY_FIRST;
+    let mut pause = Pause::new();
     let mut listed = false;
     loop {
+        let before = *shared.revision.borrow();
         let attempt = advance(client.clone(), params.clone(), Arc::clone(&shared), listed).await;
         let seen = *shared.revision.borrow();
+        if attempt.is_ok() || listed && seen > before {
+            pause.reset();
+        }
         match attempt {
-            Ok(()) => (wait, listed) = (RETRY_FIRST, true),
+            Ok(()) => listed = true,
             Err(error) => {
                 tracing::debug!(kind = K::KIND, %error, "the watch broke off");
-                // A compacted revision cannot be watched from: start over with a list. All else resumes where it stopped.
-                listed = seen > 0 && !error.is_expired();
-                wait = (wait * 2).min(RETRY_LAST);
+                // A revision that is compacted, or was taken back, cannot be watched from: start over with a list. All
+                // else resumes where it stopped.
+                listed = seen > 0 && !error.is_expired() && !error.is_ahead();
             }
         }
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(pause.next()).await;
     }
 }
 
@@ -325,7 +329,33 @@ async fn advance<K: Object>(client: Client, params: ListParams, shared: Arc<Shar
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_put_back_is_followed() {
+        let shared = Shared::<ConfigMap> {
+            objects: RwLock::new(Objects::new()),
+            revision: latest::Sender::new(0),
+            changes: broadcast::Sender::new(CHANGES_KEPT),
+        };
+        let map = |name: &str, revision: u64| ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                resource_version: Some(revision.to_string()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        };
+        shared.replace(vec![map("a", 3), map("b", 9)], 9);
+        let mut changes = shared.changes.subscribe();
+        shared.replace(vec![map("a", 3), map("b", 9)], 10);
+        assert!(changes.try_recv().is_err(), "nothing differs");
+        shared.replace(vec![map("a", 3)], 5);
+        let told: Vec<String> = std::iter::from_fn(|| changes.try_recv().ok()).map(|c| c.key.name.clone()).collect();
+        assert_eq!((told.join(" ").as_str(), *shared.revision.borrow()), ("a b", 5));
+    }
 
     #[test]
     fn indexes_follow_the_objects() {

@@ -23,7 +23,7 @@ use crate::{
     error::{Error, Result},
     object::{self, Object},
     request::{DeleteOptions, List, ListParams, Patch, collection, decode_list, item, with_query},
-    transport::{Body, BoxError, Https, HttpsTransport, InProcess, Transport},
+    transport::{Body, BoxError, Credentials, Https, HttpsTransport, InProcess, Transport},
 };
 
 /// Longer than any single request may honestly take; watches are exempt.
@@ -56,8 +56,11 @@ impl Client {
         Client::new(InProcess(service))
     }
 
-    pub fn https(config: &Https) -> Result<Client> {
-        Ok(Client::new(HttpsTransport::new(config)?))
+    /// A client of servers behind HTTPS, and what replaces its certificate when that gets old.
+    pub fn https(config: &Https) -> Result<(Client, Credentials)> {
+        let transport = HttpsTransport::new(config)?;
+        let credentials = transport.credentials(config);
+        Ok((Client::new(transport), credentials))
     }
 
     /// The shared cache of a whole kind, started at its first use.

@@ -49,6 +49,13 @@ impl Error {
         self.status().is_some_and(|s| s.code == Some(410))
     }
 
+    /// The revision asked for does not exist. One that was seen before is gone only when the store was put back to an
+    /// earlier state: list again.
+    pub fn is_ahead(&self) -> bool {
+        let causes = self.status().and_then(|s| s.details.as_ref()?.causes.as_ref());
+        causes.into_iter().flatten().any(|c| c.reason.as_deref() == Some("ResourceVersionTooLarge"))
+    }
+
     /// Worth trying again with the same content: the server was away or overloaded.
     pub fn is_transient(&self) -> bool {
         match self {

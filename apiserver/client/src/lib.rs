@@ -9,7 +9,7 @@
 //! - [`error`]: what can go wrong
 //!
 //! Invariant: nothing here keeps a second copy of a kind: two callers of [`Client::cache`] share one.
-//! Invariant: a cache never goes back in revision, and a reader sees each object at one of its real versions.
+//! Invariant: a cache goes back in revision only if the store was put back, and a reader sees each object at one of its real versions.
 
 mod client;
 
@@ -27,4 +27,4 @@ pub use error::{Error, Result};
 pub use metadata::{Metadata, Sighting};
 pub use object::{Key, Object};
 pub use request::{DeleteOptions, List, ListParams, Patch, Preconditions, Propagation};
-pub use transport::{Https, Transport};
+pub use transport::{Credentials, Https, Transport};

@@ -1,7 +1,5 @@
 //! Kinds known only at run time, seen by their metadata: what namespaces hold, and who owns whom.
 
-use std::time::Duration;
-
 use api::registry::Kind;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ListMeta, OwnerReference, Time};
 use serde::Deserialize;
@@ -12,12 +10,9 @@ use crate::{
     client::Client,
     error::{Error, Result},
     object::parse_revision,
-    request::{List, escape, with_query},
-    watch::{self, Watch},
+    request::{List, Place, with_query},
+    watch::{self, Pause, Watch},
 };
-
-const RETRY_FIRST: Duration = Duration::from_millis(50);
-const RETRY_LAST: Duration = Duration::from_secs(5);
 
 /// What an object says about itself, whatever its kind.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -62,29 +57,20 @@ struct Line<'a> {
     object: &'a RawValue,
 }
 
-/// Where a kind's objects are found: of one namespace, or of all when it is empty.
-fn collection(kind: &Kind, namespace: &str) -> String {
-    let root = if kind.group.is_empty() {
-        format!("/api/{}", kind.version)
-    } else {
-        format!("/apis/{}/{}", kind.group, kind.version)
-    };
-    if kind.namespaced() && !namespace.is_empty() {
-        format!("{root}/namespaces/{}/{}", escape(namespace), kind.plural)
-    } else {
-        format!("{root}/{}", kind.plural)
-    }
+/// Where a kind's objects, or one of them, are found.
+fn place<'a>(kind: &'a Kind, namespace: &'a str, name: &'a str) -> Place<'a> {
+    let namespace = if kind.namespaced() { namespace } else { "" };
+    Place { group: kind.group, version: kind.version, namespace, plural: kind.plural, name }
 }
 
 impl Client {
     pub async fn metadata(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Metadata> {
-        let only: Only =
-            self.call(http::Method::GET, format!("{}/{}", collection(kind, namespace), escape(name)), None).await?;
+        let only: Only = self.call(http::Method::GET, place(kind, namespace, name).to_string(), None).await?;
         Ok(only.metadata)
     }
 
     pub async fn list_metadata(&self, kind: &Kind, namespace: &str) -> Result<List<Metadata>> {
-        let list: OnlyList = self.call(http::Method::GET, collection(kind, namespace), None).await?;
+        let list: OnlyList = self.call(http::Method::GET, place(kind, namespace, "").to_string(), None).await?;
         let revision = parse_revision(list.metadata.resource_version.as_deref());
         Ok(List { items: list.items.into_iter().map(|o| o.metadata).collect(), revision })
     }
@@ -92,19 +78,20 @@ impl Client {
     /// Tells of every object of a kind, all of them first and then each change, until nobody listens any more. A slow
     /// listener slows the watch down; what the server then gives up on is listed again.
     pub async fn follow_metadata(&self, kind: &'static Kind, to: mpsc::Sender<(&'static Kind, Sighting)>) {
-        let (mut wait, mut revision) = (RETRY_FIRST, None);
+        let (mut pause, mut revision) = (Pause::new(), None);
         while !to.is_closed() {
-            match self.advance(kind, &mut revision, &to).await {
-                Ok(()) => wait = RETRY_FIRST,
-                Err(error) => {
-                    tracing::debug!(kind = kind.kind, %error, "the watch broke off");
-                    if error.is_expired() {
-                        revision = None;
-                    }
-                    wait = (wait * 2).min(RETRY_LAST);
+            let before = revision;
+            let attempt = self.advance(kind, &mut revision, &to).await;
+            if attempt.is_ok() || before.is_some() && revision > before {
+                pause.reset();
+            }
+            if let Err(error) = attempt {
+                tracing::debug!(kind = kind.kind, %error, "the watch broke off");
+                if error.is_expired() || error.is_ahead() {
+                    revision = None;
                 }
             }
-            tokio::time::sleep(wait).await;
+            tokio::time::sleep(pause.next()).await;
         }
     }
 
@@ -124,7 +111,7 @@ impl Client {
             }
         };
         let query = watch::query(from);
-        let mut stream = Watch::open(self, with_query(collection(kind, ""), &query)).await?;
+        let mut stream = Watch::open(self, with_query(place(kind, "", "").to_string(), &query)).await?;
         while let Some(line) = stream.next().await? {
             let (seen, sighting) = decode(kind, &line)?;
             *revision = Some(seen.max(from));

@@ -1,5 +1,7 @@
 //! Parameters of requests, and where an object's URL lies.
 
+use std::fmt;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -108,19 +110,43 @@ pub struct Preconditions {
     pub resource_version: Option<String>,
 }
 
-/// `/apis/apps/v1/namespaces/default/deployments`; an empty namespace means all of them, or a cluster-scoped kind.
-pub(crate) fn collection<K: Object>(namespace: &str) -> String {
-    let root =
-        if K::GROUP.is_empty() { format!("/api/{}", K::VERSION) } else { format!("/apis/{}/{}", K::GROUP, K::VERSION) };
-    if K::NAMESPACED && !namespace.is_empty() {
-        format!("{root}/namespaces/{}/{}", escape(namespace), K::URL_PATH_SEGMENT)
-    } else {
-        format!("{root}/{}", K::URL_PATH_SEGMENT)
+/// Where a kind's objects, or one of them, are found: `/apis/apps/v1/namespaces/default/deployments/web`.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub group: &'a str,
+    pub version: &'a str,
+    /// Empty for all namespaces, and for cluster-scoped kinds.
+    pub namespace: &'a str,
+    pub plural: &'a str,
+    /// Empty for the collection.
+    pub name: &'a str,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.group {
+            "" => write!(f, "/api/{}", self.version)?,
+            group => write!(f, "/apis/{group}/{}", self.version)?,
+        }
+        if !self.namespace.is_empty() {
+            write!(f, "/namespaces/{}", escape(self.namespace))?;
+        }
+        write!(f, "/{}", self.plural)?;
+        if !self.name.is_empty() {
+            write!(f, "/{}", escape(self.name))?;
+        }
+        Ok(())
     }
 }
 
+/// The objects of a typed kind; an empty namespace means all of them.
+pub(crate) fn collection<K: Object>(namespace: &str) -> String {
+    item::<K>(namespace, "")
+}
+
 pub(crate) fn item<K: Object>(namespace: &str, name: &str) -> String {
-    format!("{}/{}", collection::<K>(namespace), escape(name))
+    let namespace = if K::NAMESPACED { namespace } else { "" };
+    Place { group: K::GROUP, version: K::VERSION, namespace, plural: K::URL_PATH_SEGMENT, name }.to_string()
 }
 
 #[derive(Deserialize)]
@@ -155,7 +181,7 @@ pub(crate) fn with_query(path: String, query: &[(&'static str, String)]) -> Stri
 }
 
 /// Percent-encodes all but RFC 3986's unreserved characters.
-pub(crate) fn escape(text: &str) -> String {
+fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
@@ -183,6 +209,7 @@ mod tests {
         assert_eq!(item::<Node>("ignored", "a"), "/api/v1/nodes/a");
         assert_eq!(collection::<Deployment>("x"), "/apis/apps/v1/namespaces/x/deployments");
         assert_eq!(item::<Pod>("default", "../x"), "/api/v1/namespaces/default/pods/..%2Fx");
+        assert_eq!(item::<Node>("", "system:a/b"), "/api/v1/nodes/system%3Aa%2Fb");
     }
 
     #[test]

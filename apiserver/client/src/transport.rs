@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -59,19 +59,54 @@ pub struct Https {
     pub identity: Vec<u8>,
 }
 
+/// The certificate by which a client shows who it is, to be replaced before it expires.
+pub struct Credentials {
+    ca: Vec<u8>,
+    connections: Arc<RwLock<reqwest::Client>>,
+}
+
+impl Credentials {
+    /// Certificate and key in one PEM text. Every request from now on shows them; those under way, watches among them,
+    /// end over the connection that they began on.
+    pub fn replace(&self, identity: &[u8]) -> Result<()> {
+        let next = connect(&self.ca, identity)?;
+        *self.connections.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+}
+
+fn invalid(operation: &str, source: BoxError) -> Error {
+    Error::Invalid { operation: operation.to_owned(), source }
+}
+
+/// A pool of connections that show this identity.
+fn connect(ca: &[u8], identity: &[u8]) -> Result<reqwest::Client> {
+    let ca = reqwest::Certificate::from_pem_bundle(ca).map_err(|e| invalid("read the CA certificate", e.into()))?;
+    let identity =
+        reqwest::Identity::from_pem(identity).map_err(|e| invalid("read the client certificate", e.into()))?;
+    reqwest::Client::builder()
+        .tls_certs_only(ca)
+        .identity(identity)
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_adaptive_window(true)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_while_idle(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .map_err(|e| invalid("set up TLS", e.into()))
+}
+
 pub(crate) struct HttpsTransport {
-    client: reqwest::Client,
+    connections: Arc<RwLock<reqwest::Client>>,
     servers: Arc<[Uri]>,
     current: Arc<AtomicUsize>,
 }
 
 impl HttpsTransport {
     pub(crate) fn new(config: &Https) -> Result<HttpsTransport> {
-        let invalid = |operation: &str, source: BoxError| Error::Invalid { operation: operation.to_owned(), source };
-        let ca = reqwest::Certificate::from_pem_bundle(&config.ca)
-            .map_err(|e| invalid("read the CA certificate", e.into()))?;
-        let identity = reqwest::Identity::from_pem(&config.identity)
-            .map_err(|e| invalid("read the client certificate", e.into()))?;
         let servers = config
             .servers
             .iter()
@@ -80,26 +115,19 @@ impl HttpsTransport {
         if servers.is_empty() {
             return Err(invalid("connect", "no API server is named".into()));
         }
-        let client = reqwest::Client::builder()
-            .tls_certs_only(ca)
-            .identity(identity)
-            .no_proxy()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .http2_adaptive_window(true)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .http2_keep_alive_while_idle(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|e| invalid("set up TLS", e.into()))?;
-        Ok(HttpsTransport { client, servers, current: Arc::default() })
+        let connections = Arc::new(RwLock::new(connect(&config.ca, &config.identity)?));
+        Ok(HttpsTransport { connections, servers, current: Arc::default() })
+    }
+
+    pub(crate) fn credentials(&self, config: &Https) -> Credentials {
+        Credentials { ca: config.ca.clone(), connections: Arc::clone(&self.connections) }
     }
 }
 
 impl Transport for HttpsTransport {
     fn send(&self, request: Request<Bytes>) -> Answer {
-        let (client, servers, current) = (self.client.clone(), Arc::clone(&self.servers), Arc::clone(&self.current));
+        let client = self.connections.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let (servers, current) = (Arc::clone(&self.servers), Arc::clone(&self.current));
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());

@@ -1,5 +1,7 @@
 //! One watch: a stream of JSON lines, decoded as they come.
 
+use std::time::Duration;
+
 use bytes::{Buf, BytesMut};
 use http::Method;
 use http_body_util::BodyExt;
@@ -20,6 +22,30 @@ const MAX_LINE: usize = 16 << 20;
 
 /// The server ends a watch after this time; it costs one request to go on, and bounds what a dead server can hide.
 const WATCH_SECONDS: u32 = 3000;
+
+/// A server that is away is asked again soon, and then at least every five seconds.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+/// Time between two attempts to follow the server; it grows until something is heard.
+pub(crate) struct Pause(Duration);
+
+impl Pause {
+    pub(crate) fn new() -> Pause {
+        Pause(RETRY_FIRST)
+    }
+
+    /// The server was heard: the next trouble is a new one.
+    pub(crate) fn reset(&mut self) {
+        self.0 = RETRY_FIRST;
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(RETRY_LAST);
+        pause
+    }
+}
 
 pub(crate) enum Event<K> {
     Put(K),
@@ -130,5 +156,19 @@ pub(crate) fn decode<K: Object>(line: &[u8]) -> Result<Event<K>> {
             Err(Error::Api(Box::new(status)))
         }
         other => Err(bad(serde::de::Error::custom(format!("an event of unknown type {other:?}")))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_until_something_is_heard() {
+        let mut pause = Pause::new();
+        let waits: Vec<u128> = (0..9).map(|_| pause.next().as_millis()).collect();
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        pause.reset();
+        assert_eq!(pause.next(), RETRY_FIRST);
     }
 }

@@ -94,11 +94,12 @@ pub async fn handle(
         },
         Route::Version => Ok(present::value(StatusCode::OK, form, &version())),
         Route::CaCerts => Ok(present::bytes(StatusCode::OK, "application/x-pem-file", app.pki.ca_pem.clone())),
-        Route::Join => join::join(&app, request).await,
+        Route::Join => join::join(&app, &identity, request).await,
         Route::CoreDiscovery => discovery::core(&app, headers),
         Route::GroupsDiscovery => discovery::groups(&app, headers),
         Route::GroupDiscovery { group } => discovery::group(&group, form),
         Route::VersionDiscovery { group, version } => discovery::version(&group, &version, form),
+        Route::Swagger => discovery::swagger(&app, headers).await,
         Route::OpenApiIndex => discovery::openapi_index(&app, headers),
         Route::OpenApi { group, version } => discovery::openapi(&app, &group, &version, headers),
         Route::Resource(target) => {

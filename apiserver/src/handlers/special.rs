@@ -192,6 +192,9 @@ pub async fn token(mut call: Call) -> Result<Response<Body>, Status> {
     let (app, namespace, name) = (&call.app, call.target.namespace.as_str(), call.target.name.as_str());
     let account =
         app.find(call.target.kind, namespace, name).ok_or_else(|| Status::not_found(call.target.kind, name))?;
+    if !request.is_object() || request.get("spec").is_some_and(|spec| !spec.is_object() && !spec.is_null()) {
+        return Err(Status::bad_request("the body must be a TokenRequest, with a spec that is an object"));
+    }
     let spec = &request["spec"];
     let mut aud: Vec<String> = serde_json::from_value(spec["audiences"].clone()).unwrap_or_default();
     if aud.is_empty() {

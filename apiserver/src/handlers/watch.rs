@@ -15,7 +15,7 @@ use tokio::{
 
 use super::Call;
 use crate::{
-    App, entropy,
+    App, clock, entropy,
     filter::Filter,
     negotiate::Shape,
     objects::store_failure,
@@ -71,7 +71,7 @@ pub async fn watch(call: Call) -> Result<Response<Body>, Status> {
         Some(seconds) if seconds > 0 => Duration::from_secs(seconds.min(MAX_TIMEOUT_SECONDS)),
         _ => DEFAULT_TIMEOUT + Duration::from_secs(entropy::number() % DEFAULT_TIMEOUT.as_secs()),
     };
-    let now = Instant::now();
+    let now = clock::instant();
     let stream = Stream {
         encoder: Encoder { app: app.clone(), view, filter, header: Header::Show },
         watcher,
@@ -142,7 +142,7 @@ impl Stream {
                 }
                 Wake::Batch(Err(error)) => return self.watch_error(&error),
                 Wake::Timer => {
-                    let now = Instant::now();
+                    let now = clock::instant();
                     self.ended = now >= self.deadline;
                     self.timer.as_mut().reset((now + BOOKMARK_INTERVAL).min(self.deadline));
                     if self.bookmarks == Bookmarks::Send {

@@ -1,5 +1,7 @@
 //! Create, update, patch, delete.
 
+use std::sync::Arc;
+
 use api::{
     meta,
     patch::{self, PatchKind},
@@ -7,8 +9,10 @@ use api::{
     status::{self, Reason, Status},
 };
 use axum::body::Body;
+use futures_util::future::join_all;
 use http::{Response, StatusCode, header};
 use serde_json::Value;
+use store::KeyValue;
 
 use super::{Call, header_text};
 use crate::{
@@ -162,6 +166,9 @@ pub async fn delete(mut call: Call) -> Result<Response<Body>, Status> {
     }
 }
 
+/// Deletes under way at a time: enough for the store to put many into one sync of the disk.
+const DELETES_AT_ONCE: usize = 64;
+
 pub async fn delete_collection(mut call: Call) -> Result<Response<Body>, Status> {
     let (options, dry_run) = read_options(&mut call).await?;
     let filter = Filter::parse(&call.target, &call.query)?;
@@ -171,14 +178,22 @@ pub async fn delete_collection(mut call: Call) -> Result<Response<Body>, Status>
         .filter(|kv| filter.is_everything() || filter.matches(&call.app.parsed, &kv.value, kv.mod_revision))
         .cloned()
         .collect();
-    for kv in &items {
-        let (namespace, name) = crate::keys::names(call.stored_kind(), &kv.key);
-        let spot = Spot { kind: call.stored_kind(), namespace, name, dry_run };
-        match call.app.delete(spot, &options).await {
-            Ok(_) => {}
-            // Somebody else was quicker, and that is all right.
-            Err(status) if status.reason == Reason::NotFound => {}
-            Err(status) => return Err(status),
+    let kind = call.stored_kind();
+    for some in items.chunks(DELETES_AT_ONCE) {
+        let delete = |kv: &Arc<KeyValue>| {
+            let (kv, app, options) = (kv.clone(), call.app.clone(), options.clone());
+            async move {
+                let (namespace, name) = crate::keys::names(kind, &kv.key);
+                app.delete(Spot { kind, namespace, name, dry_run }, &options).await
+            }
+        };
+        for ended in join_all(some.iter().map(delete)).await {
+            match ended {
+                Ok(_) => {}
+                // Somebody else was quicker, and that is all right.
+                Err(status) if status.reason == Reason::NotFound => {}
+                Err(status) => return Err(status),
+            }
         }
     }
     let list_meta = present::ListMeta { revision: snapshot.revision(), next: None, remaining: None };

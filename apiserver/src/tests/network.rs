@@ -81,6 +81,15 @@ async fn a_machine_joins_with_the_token_only() {
             let mut node = https(&cluster, Some(&leaf)).await;
             let get = |uri: &str| Request::get(uri).header("host", "h").body(Body::empty()).unwrap();
             assert_eq!(node.send_request(get("/api/v1/services")).await.unwrap().status(), 200);
+            // The certificate stands in for the token, but only under its own name.
+            for (name, code) in [("a", 200), ("b", 403)] {
+                let again = apply(String::new(), name, csr);
+                let answer = read(node.send_request(again).await.unwrap().map(Body::new)).await;
+                assert_eq!((answer.code, answer.body["certificate"].is_string()), (code, code == 200), "{name}");
+            }
+            let mut admin = https(&cluster, Some(&cluster.server.app.pki.node_client)).await;
+            let answer = admin.send_request(apply(String::new(), "a", csr)).await.unwrap();
+            assert_eq!(answer.status(), 401, "an administrator is no node");
         }
     }
 }

@@ -108,14 +108,23 @@ impl ContainerRuntime for Double {
     }
 
     fn sandboxes(&self) -> Doing<'_, Vec<Sandbox>> {
-        Box::pin(async { Ok(Vec::new()) })
+        Box::pin(async {
+            drop(self.step("list", "sandboxes")?);
+            Ok(Vec::new())
+        })
     }
 
     fn remove_sandbox<'a>(&'a self, pod_uid: &'a str) -> Doing<'a, ()> {
         Box::pin(async move {
-            let mut memory = self.step("unsandbox", pod_uid)?;
-            memory.sandboxes.remove(pod_uid);
-            memory.containers.clear();
+            {
+                let mut memory = self.step("unsandbox", pod_uid)?;
+                memory.sandboxes.remove(pod_uid);
+                memory.containers.clear();
+            }
+            // The shim goes while the removal is still under way.
+            let what = RuntimeChange::ShimLost;
+            let _ = self.events.send(RuntimeEvent { pod_uid: pod_uid.to_owned(), what });
+            tokio::task::yield_now().await;
             Ok(())
         })
     }
@@ -385,6 +394,8 @@ async fn from_creation_to_nothing_left() {
     scene.delete(30);
     scene.deleted().await;
     assert_eq!(scene.runtime.count("signal c 15"), 1);
+    let (removed, looked_for) = (scene.runtime.count("unsandbox u"), scene.runtime.count("list sandboxes"));
+    assert_eq!((removed, looked_for), (1, 0), "a shim that the worker itself has ended is no loss");
     let last = scene.api.0.status.lock().expect("unpoisoned").clone();
     assert_eq!(
         (&last["phase"], &last["containerStatuses"][0]["state"]["terminated"]["exitCode"]),

@@ -47,7 +47,7 @@ pub(super) async fn exec(state: State<Served>, path: NamedPath, uri: Uri, upgrad
     let command = spec.command.clone();
     upgrade.accept(move |remote| async move {
         let session = state.runtime.exec(&id, spec).await;
-        converse(remote, session.map_err(|error| crate::pod::error_text(&error)), &command).await;
+        converse(remote, session.map_err(|error| crate::pod::error_text(&error)), Some(&command)).await;
     })
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn attach(state: State<Served>, path: NamedPath, uri: Uri, upgr
     };
     upgrade.accept(move |remote| async move {
         let session = state.runtime.attach(&id, spec).await;
-        converse(remote, session.map_err(|error| crate::pod::error_text(&error)), &[]).await;
+        converse(remote, session.map_err(|error| crate::pod::error_text(&error)), None).await;
     })
 }
 
@@ -85,8 +85,9 @@ async fn running(state: &State<Served>, path: &NamedPath) -> Result<(Named, Cont
     }
 }
 
-/// Passes bytes between a client and a process until the process ends or the client leaves.
-async fn converse(mut remote: Remote, session: Result<ExecSession, String>, command: &[String]) {
+/// Passes bytes between a client and a process until the process ends or the client leaves. `command` is what was asked to
+/// run; who only attaches asked for nothing, and is not told how it ended.
+async fn converse(mut remote: Remote, session: Result<ExecSession, String>, command: Option<&[String]>) {
     let outcome = match session {
         Ok(session) => match relay(&mut remote, session).await {
             Ok(outcome) => outcome,
@@ -98,17 +99,17 @@ async fn converse(mut remote: Remote, session: Result<ExecSession, String>, comm
 }
 
 /// What the error channel says at the end.
-fn final_status(outcome: &Result<ExitStatus, String>, command: &[String]) -> Value {
-    match outcome {
-        Ok(ExitStatus { code: 0 }) => json!({"metadata": {}, "status": "Success"}),
-        Ok(ExitStatus { code }) => json!({
+fn final_status(outcome: &Result<ExitStatus, String>, command: Option<&[String]>) -> Value {
+    match (outcome, command) {
+        (Ok(ExitStatus { code: 0 }), _) | (Ok(_), None) => json!({"metadata": {}, "status": "Success"}),
+        (Ok(ExitStatus { code }), Some(command)) => json!({
             "metadata": {},
             "status": "Failure",
             "reason": "NonZeroExitCode",
             "message": format!("command terminated with non-zero exit code: {} exited with {code}", command.join(" ")),
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
         }),
-        Err(error) => json!({
+        (Err(error), _) => json!({
             "metadata": {},
             "status": "Failure",
             "reason": "InternalError",
@@ -207,10 +208,15 @@ mod tests {
 
     #[test]
     fn the_last_word_carries_the_exit_code() {
-        assert_eq!(final_status(&Ok(ExitStatus { code: 0 }), &[])["status"], "Success");
-        let failed = final_status(&Ok(ExitStatus { code: 3 }), &["sh".to_owned()]);
+        assert_eq!(final_status(&Ok(ExitStatus { code: 0 }), Some(&[]))["status"], "Success");
+        let failed = final_status(&Ok(ExitStatus { code: 3 }), Some(&["sh".to_owned()]));
         assert_eq!(failed["reason"], "NonZeroExitCode");
         assert_eq!(failed["details"]["causes"], json!([{"reason": "ExitCode", "message": "3"}]));
-        assert_eq!(final_status(&Err("no such command".to_owned()), &[])["message"], "no such command");
+        assert_eq!(
+            final_status(&Ok(ExitStatus { code: 3 }), None)["status"],
+            "Success",
+            "an attached client only watched"
+        );
+        assert_eq!(final_status(&Err("no such command".to_owned()), Some(&[]))["message"], "no such command");
     }
 }

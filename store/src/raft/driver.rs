@@ -93,8 +93,11 @@ impl Driver {
         let Parts { node, shared, inbox, log, keeper, transport, limits, sizes, threads, opened, lock } = parts;
         // Ids must differ from those of this member's earlier lives, whose entries may be replayed: they begin at
         // the time, in nanoseconds, and no life makes one a nanosecond.
+        #[expect(clippy::disallowed_methods, reason = "the driver is the shell")]
         let next_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
         let applied = node.raft.raft_log.applied;
+        #[expect(clippy::disallowed_methods, reason = "the driver is the shell")]
+        let started = Instant::now();
         Driver {
             node,
             shared,
@@ -110,7 +113,7 @@ impl Driver {
             proposals: Proposals::default(),
             readers: Readers::default(),
             leases: LeaseClock::default(),
-            started: Instant::now(),
+            started,
             next_tick: TICK,
             next_id,
             leader: 0,
@@ -386,7 +389,7 @@ impl Driver {
     fn start_leases(&mut self) {
         let now = self.now().as_millis() as u64;
         for (id, ttl_ms) in self.shared.state().leases() {
-            self.leases.set(id, now + ttl_ms);
+            self.leases.set(id, now.saturating_add(ttl_ms));
         }
     }
 
@@ -483,7 +486,7 @@ impl Driver {
         }
         match (command, answer) {
             (Command::LeaseGrant { .. } | Command::LeaseKeepAlive { .. }, Ok(Answer::Lease { id, ttl_ms })) => {
-                self.leases.set(*id, now + ttl_ms);
+                self.leases.set(*id, now.saturating_add(*ttl_ms));
             }
             (Command::LeaseRevoke { id }, _) => self.leases.remove(*id),
             _ => {}

@@ -151,7 +151,10 @@ fn kinds_of(message: &Message, kinds: &[&Kind]) -> Value {
         return json!([group_version_kind(message.api_version(), message.short_name)]);
     }
     let mut versions = vec!["v1".to_owned()];
-    versions.extend(kinds.iter().map(|k| k.api_version()));
-    versions.dedup();
+    for version in kinds.iter().map(|k| k.api_version()) {
+        if !versions.contains(&version) {
+            versions.push(version);
+        }
+    }
     versions.iter().map(|v| group_version_kind(v, message.short_name)).collect()
 }
