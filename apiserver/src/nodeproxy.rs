@@ -36,7 +36,10 @@ const LOG_PARAMETERS: &[&str] =
     &["follow", "previous", "tailLines", "sinceSeconds", "sinceTime", "timestamps", "limitBytes"];
 const EXEC_PARAMETERS: &[&str] = &["command", "stdin", "stdout", "stderr", "tty"];
 
-/// Headers of a WebSocket handshake, in either direction.
+/// What exec and attach are spoken in; the node knows how.
+const UPGRADES: &[&str] = &["websocket", "SPDY/3.1"];
+
+/// Headers of a handshake to one of these, in either direction.
 const HANDSHAKE: &[&str] = &[
     "connection",
     "upgrade",
@@ -44,6 +47,7 @@ const HANDSHAKE: &[&str] = &[
     "sec-websocket-version",
     "sec-websocket-protocol",
     "sec-websocket-accept",
+    "x-stream-protocol-version",
 ];
 
 /// Where a container runs.
@@ -73,9 +77,8 @@ pub async fn tunnel(mut call: Call) -> Result<Response<Body>, Status> {
     let pod = pod(&call)?;
     let place = place(&call.app, &call, &pod)?;
     let asked = header_text(&call.parts.headers, header::UPGRADE);
-    if !asked.eq_ignore_ascii_case("websocket") {
-        let why = "this needs a WebSocket: use kubectl 1.30 or newer, or set KUBECTL_REMOTE_COMMAND_WEBSOCKETS=true";
-        return Err(Status::bad_request(why));
+    if !UPGRADES.iter().any(|known| asked.eq_ignore_ascii_case(known)) {
+        return Err(Status::bad_request(format!("this needs an upgrade to one of {}", UPGRADES.join(", "))));
     }
     let Some(client) = call.parts.extensions.remove::<hyper::upgrade::OnUpgrade>() else {
         return Err(Status::bad_request("this connection cannot be upgraded: use HTTP/1.1"));

@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         address::AddressScope,
         link::LinkAttribute,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
     },
 };
@@ -69,13 +69,21 @@ impl Fabric {
         Ok(())
     }
 
-    /// Forgets what the kernel has, so that the next `sync` sets everything again; and removes routes of ours that
-    /// nobody wants.
+    /// Forgets what the kernel has, so that the next `sync` sets everything again; and removes routes and tunnels of ours
+    /// that nobody wants.
     pub async fn adopt(&mut self, links: &Links, wanted: &Routes, service_cidr: Cidr) -> Result<()> {
         self.routes = Routes::default();
         for (route, to) in our_routes(links).await? {
             if !wanted.to.contains_key(&to) && to != service_cidr {
                 delete_route(links, route, to).await?;
+            }
+        }
+        // What is forgotten here no later difference would take away.
+        if let Some(index) = links.index(VXLAN).await? {
+            for node in tunnelled(links, index).await? {
+                if !wanted.tunnels().contains(&node) {
+                    remove_tunnel(links, Some(index), node).await?;
+                }
             }
         }
         Ok(())
@@ -215,6 +223,21 @@ async fn add_tunnel(links: &Links, vxlan: Option<u32>, node: Ipv4Addr) -> Result
     // Of the device's own table, not that of a bridge above it.
     forward.message_mut().header.flags = rtnetlink::packet_route::neighbour::NeighbourFlags::Own;
     forward.execute().await.map_err(Error::netlink("add the tunnel to", node.to_string()))
+}
+
+/// The nodes that the device knows a hardware address of: only tunnels put one there.
+async fn tunnelled(links: &Links, vxlan: u32) -> Result<Vec<Ipv4Addr>> {
+    let mut all = links.handle.neighbours().get().execute();
+    let mut nodes = Vec::new();
+    while let Some(entry) = all.try_next().await.map_err(Error::netlink("list", "neighbours"))? {
+        let node = entry.attributes.iter().find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+            _ => None,
+        });
+        let fixed = entry.header.state == NeighbourState::Permanent;
+        nodes.extend(node.filter(|_| entry.header.ifindex == vxlan && fixed));
+    }
+    Ok(nodes)
 }
 
 async fn remove_tunnel(links: &Links, vxlan: Option<u32>, node: Ipv4Addr) -> Result<()> {

@@ -133,19 +133,21 @@ fn node_answer(mut request: Request<hyper::body::Incoming>) -> Response<Body> {
     if uri.starts_with("/containerLogs/") {
         return Response::new(Body::from(format!("{uri}\n")));
     }
+    let asked = |name: &str| request.headers().get(name).cloned().unwrap_or(http::HeaderValue::from_static(""));
+    let (protocol, streams) = (asked("upgrade"), asked("x-stream-protocol-version"));
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let mut io = hyper_util::rt::TokioIo::new(upgrade.await.unwrap());
         let (mut reader, mut writer) = tokio::io::split(&mut io);
         let _ = tokio::io::copy(&mut reader, &mut writer).await;
     });
-    let answer = Response::builder().status(101).header("connection", "Upgrade").header("upgrade", "websocket");
+    let answer = Response::builder().status(101).header("connection", "Upgrade").header("upgrade", protocol);
+    let answer = answer.header("x-stream-protocol-version", streams);
     answer.header("sec-websocket-protocol", "v5.channel.k8s.io").body(Body::empty()).unwrap()
 }
 
 #[tokio::test]
 async fn logs_and_exec_come_from_the_node() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let cluster = Cluster::start().await;
     let port = fake_node(&cluster).await;
     cluster.call("POST", "/api/v1/nodes", json!({"metadata": {"name": "n"}})).await;
@@ -182,7 +184,33 @@ async fn logs_and_exec_come_from_the_node() {
         (response.status().as_u16(), &response.headers()["sec-websocket-protocol"]),
         (101, &"v5.channel.k8s.io".parse::<http::HeaderValue>().unwrap())
     );
-    let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    through_and_back(&mut response).await;
+
+    // What kubectl asks with until 1.29.
+    let exec = |upgrade: &str| {
+        Request::post(format!("{PODS}/p/exec?container=c&command=a&stdin=true"))
+            .header("host", "h")
+            .header("connection", "Upgrade")
+            .header("upgrade", upgrade)
+            .header("x-stream-protocol-version", "v4.channel.k8s.io")
+            .body(Body::empty())
+            .unwrap()
+    };
+    let mut client = https(&cluster, Some(&cluster.server.app.pki.node_client)).await;
+    assert_eq!(client.send_request(exec("h2c")).await.unwrap().status(), 400, "nobody speaks that");
+    let mut client = https(&cluster, Some(&cluster.server.app.pki.node_client)).await;
+    let mut response = client.send_request(exec("SPDY/3.1")).await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap();
+    assert_eq!(
+        (response.status().as_u16(), header("upgrade"), header("x-stream-protocol-version")),
+        (101, "SPDY/3.1", "v4.channel.k8s.io")
+    );
+    through_and_back(&mut response).await;
+}
+
+async fn through_and_back(response: &mut Response<hyper::body::Incoming>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut io = hyper_util::rt::TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     io.write_all(b"through and back").await.unwrap();
     let mut back = [0; 16];
     tokio::time::timeout(PATIENCE, io.read_exact(&mut back)).await.unwrap().unwrap();

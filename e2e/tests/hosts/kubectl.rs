@@ -140,13 +140,21 @@ fn logs_and_exec(cluster: &Cluster) -> Result<()> {
         "{:?}: {shown}",
         out.status
     );
-    let mut cat = cluster.kubectl_command();
-    cat.args(["exec", "-i", pod, "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut cat = cat.spawn()?;
-    std::io::Write::write_all(&mut cat.stdin.take().context("input")?, b"through and back\n")?;
-    ensure!(cat.wait_with_output()?.stdout == b"through and back\n");
-    let failed = cluster.kubectl(&["exec", pod, "--", "sh", "-c", "echo no >&2; exit 7"]).map_err(|e| e.to_string());
-    ensure!(failed.as_ref().is_err_and(|e| e.contains("exit code 7") && e.contains("no")), "{failed:?}");
+    // Until 1.29 kubectl spoke SPDY; newer ones still know how.
+    for websockets in ["true", "false"] {
+        let exec = |args: &[&str]| {
+            let mut command = cluster.kubectl_command();
+            command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets).args(["exec", "-i", pod, "--"]).args(args);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().context("start kubectl")
+        };
+        let mut cat = exec(&["cat"])?;
+        std::io::Write::write_all(&mut cat.stdin.take().context("input")?, b"through and back\n")?;
+        ensure!(cat.wait_with_output()?.stdout == b"through and back\n", "WebSockets: {websockets}");
+        let failed = exec(&["sh", "-c", "echo no >&2; exit 7"])?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&failed.stderr);
+        ensure!(failed.status.code() == Some(7) && said.contains("exit code 7") && said.contains("no"), "{said}");
+    }
     Ok(())
 }
 

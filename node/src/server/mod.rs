@@ -2,12 +2,16 @@
 //!
 //! - [`tls`]: who may come in
 //! - [`logs`]: `GET /containerLogs/..`
-//! - [`stream`]: `GET /exec/..` and `GET /attach/..` over WebSocket
+//! - [`stream`]: `GET /exec/..` and `GET /attach/..`
+//! - [`remote`]: their clients, over WebSocket or SPDY
+//! - [`spdy`]: the frames of the latter
 //!
 //! Invariant: nothing but `/healthz` is answered to anybody whose certificate is not of the cluster's CA and whose
 //! organization is not `system:masters`; even that one needs a certificate of the CA.
 
 mod logs;
+mod remote;
+mod spdy;
 mod stream;
 pub mod tls;
 
