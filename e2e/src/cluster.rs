@@ -271,7 +271,7 @@ fn remove_node(node: &str, dir: &Path) {
            for p in $(cat $d/cgroup.procs 2>/dev/null); do kill -KILL $p 2>/dev/null; done
          done
          for p in $(grep -alF -- '{dir}' /proc/[0-9]*/cmdline 2>/dev/null | cut -d/ -f3); do
-           [ $p = {me} ] || kill -KILL $p 2>/dev/null
+           [ $p = {me} ] || [ $p = $$ ] || kill -KILL $p 2>/dev/null
          done
          i=0
          while [ $i -lt 50 ]; do
