@@ -1,6 +1,7 @@
 #!/bin/bash
 # Makes an OCI layout in DIR/oci out of Debian packages (busybox-static, nginx-light, curl) with the images
 #   busybox  a shell and its tools
+#   pause    the same, asleep: what the original, measured beside ours, needs for every pod
 #   demo     a web server on port 3000
 #   nginx    on port 80 tells who answered and whom it saw; has curl
 #   nginx2   the same with another answer
@@ -46,6 +47,7 @@ printf 'root:x:0:\nnogroup:x:65534:\n' >"$base/etc/group"
 echo 'hello from the demo' >"$base/www/index.html"
 layer base; base_layer=$layer:$diff
 image busybox '["sh"]' "$base_layer"
+image pause '["sleep","2147483647"]' "$base_layer"
 image demo '["httpd","-f","-p","3000","-h","/www"]' "$base_layer"
 
 web=$dir/web; mkdir -p "$web"/etc/nginx "$web"/var/{log,lib}/nginx

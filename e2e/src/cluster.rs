@@ -108,6 +108,20 @@ impl Cluster {
         self.path("m/kubeconfig.yaml")
     }
 
+    /// The administrator's certificate and key in one file, for clients that read no kubeconfig.
+    pub fn client_certificate(&self) -> Result<PathBuf> {
+        let file = self.path("admin.pem");
+        let part = |data: &str| format!("kubectl config view --raw -o jsonpath={{.users[0].user.{data}}} | base64 -d");
+        sh(&format!(
+            "export KUBECONFIG={}; {{ {}; {}; }} >{}",
+            self.kubeconfig().display(),
+            part("client-certificate-data"),
+            part("client-key-data"),
+            file.display()
+        ))?;
+        Ok(file)
+    }
+
     pub fn start_server(&mut self) -> Result<()> {
         let child = self.spawn(
             &self.m,

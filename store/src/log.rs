@@ -67,12 +67,12 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log, or makes an empty one that begins after `from`, the position of the state that the
-    /// entries are to be replayed on. A state `from` a snapshot may be newer than the whole log; any other may not.
+    /// Opens the log behind `from`, the position of the state that the entries are to be replayed on. A state `from` a
+    /// snapshot may be newer than the whole log; one of a checkpoint may not. Only a founding state begins an empty log.
     pub fn open(place: Place, from: Start) -> Result<(Log, Recovered), Error> {
         let reading = segment::read_all(&place, from.position.index)?;
         let Some(mut reading) = reading else {
-            if from.origin == Origin::Checkpoint {
+            if from.origin != Origin::Founding {
                 let reason = "the log is missing".to_owned();
                 return Err(Error::Corrupt { path: place.dir, offset: 0, reason });
             }
@@ -209,6 +209,8 @@ pub struct Start {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
+    /// Holds nothing yet but who votes: the log may not be there so far.
+    Founding,
     /// Made of this log: the log cannot be shorter.
     Checkpoint,
     /// Perhaps received from another member, and put in place before the log was told.

@@ -57,6 +57,43 @@ impl Traffic {
     }
 }
 
+/// Creates under way at every moment, each on a connection of its own.
+const IN_FLIGHT: usize = 200;
+/// More than the server gets done before it is killed.
+const CREATES: usize = 20_000;
+
+/// Creates of config maps by curl, which says of each whether it was acknowledged.
+struct Creates(std::process::Child);
+
+impl Creates {
+    fn start(cluster: &Cluster) -> Result<Creates> {
+        let url = format!("https://{}:6443/api/v1/namespaces/default/configmaps", cluster.m.address);
+        let cert = cluster.client_certificate()?;
+        let mut requests = String::new();
+        for n in 0..CREATES {
+            let body = format!(r#"{{\"metadata\":{{\"name\":\"k{n}\",\"labels\":{{\"kills\":\"yes\"}}}}}}"#);
+            requests += &format!(
+                "url = {url}\ndata = \"{body}\"\nheader = \"content-type: application/json\"\nhttp1.1\nsilent\n\
+                 insecure\ncert = {cert}\noutput = /dev/null\nmax-time = 30\nwrite-out = \"%{{http_code}} k{n}\\n\"\nnext\n",
+                cert = cert.display(),
+            );
+        }
+        let file = cluster.path("creates");
+        std::fs::write(&file, requests.trim_end_matches("next\n"))?;
+        let mut command = cluster.x.command("curl");
+        command.args(["--parallel", "--parallel-immediate", "--parallel-max", &IN_FLIGHT.to_string(), "--config"]);
+        let child = command.arg(&file).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+        Ok(Creates(child.spawn()?))
+    }
+
+    /// The names that were answered with 201, once curl has given up on the rest.
+    fn acknowledged(self) -> Result<BTreeSet<String>> {
+        let output = self.0.wait_with_output()?;
+        let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(lines.lines().filter_map(|line| line.strip_prefix("201 ")).map(str::to_owned).collect())
+    }
+}
+
 /// Every acknowledged object is there after kill -9, none twice, and traffic never stopped.
 #[test]
 fn killed_server_loses_nothing() -> Result<()> {
@@ -68,43 +105,18 @@ fn killed_server_loses_nothing() -> Result<()> {
     cluster.wait("answer from the service", seconds(20), || cluster.workers[0].host.curl(&url).map(Some))?;
     let traffic = Traffic::start(&cluster.workers[0].host, url);
 
-    let acknowledged = Arc::new(AtomicUsize::new(0));
-    let writers: Vec<_> = (0..10)
-        .map(|writer| {
-            let mut command = cluster.kubectl_command();
-            let acknowledged = Arc::clone(&acknowledged);
-            let manifest: String = (0..20)
-                .map(|i| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: w{writer}-{i}}}\n---\n"))
-                .collect();
-            let file = cluster.path(&format!("w{writer}.yaml"));
-            thread::spawn(move || -> Result<Vec<String>> {
-                std::fs::write(&file, manifest)?;
-                let mut child = command
-                    .args(["create", "-o", "name", "-f"])
-                    .arg(&file)
-                    .stdout(std::process::Stdio::piped())
-                    .spawn()?;
-                let out = std::io::BufReader::new(child.stdout.take().context("kubectl's output")?);
-                let mut names = Vec::new();
-                for line in std::io::BufRead::lines(out) {
-                    names.push(line?.trim_start_matches("configmap/").to_owned());
-                    acknowledged.fetch_add(1, Ordering::Relaxed);
-                }
-                child.wait()?;
-                Ok(names)
-            })
-        })
-        .collect();
-    cluster.wait("first half of the creates", seconds(60), || {
-        Ok((acknowledged.load(Ordering::Relaxed) >= 60).then_some(()))
+    let writers = Creates::start(&cluster)?;
+    cluster.wait("a part of the creates", seconds(60), || {
+        let created = cluster.get("configmaps -l kills=yes")?.len();
+        Ok((created >= IN_FLIGHT).then_some(()))
     })?;
     cluster.kill_server()?;
-    let mut created = BTreeSet::new();
-    for writer in writers {
-        created.extend(writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??);
-    }
+    let created = writers.acknowledged()?;
+    eprintln!("{} creates were acknowledged before the server was killed", created.len());
+    ensure!(created.len() >= IN_FLIGHT && created.len() < CREATES, "{} were acknowledged", created.len());
     cluster.start_server()?;
-    let listed: Vec<String> = cluster.get("configmaps")?.iter().map(|c| text(c, "/metadata/name").to_owned()).collect();
+    let listed: Vec<String> =
+        cluster.get("configmaps -l kills=yes")?.iter().map(|c| text(c, "/metadata/name").to_owned()).collect();
     let there: BTreeSet<&String> = listed.iter().collect();
     ensure!(there.len() == listed.len(), "an object is listed twice");
     let lost: Vec<_> = created.iter().filter(|name| !there.contains(name)).collect();
@@ -199,7 +211,10 @@ fn cut_off_host_is_replaced_and_comes_back() -> Result<()> {
         let pod = cluster.get("pod stays")?;
         Ok((condition(&nodes[0], "Ready") == "Unknown" && condition(&pod[0], "Ready") == "False").then_some(()))
     })?;
-    ensure!(cut.elapsed() <= seconds(46), "NotReady after {:?}", cut.elapsed());
+    // The lease lasts 40 s from its last renewal, which was before the cut; one look at the cluster is allowed for.
+    let took = cut.elapsed();
+    eprintln!("NotReady {:.1} s after the cut", took.as_secs_f64());
+    ensure!(took <= seconds(41), "NotReady after {took:?}");
     cluster.wait("endpoints without b", seconds(20), || {
         let endpoints = cluster.get("endpoints web-app-service")?;
         let ready = endpoints[0]["subsets"][0]["addresses"].as_array().cloned().unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::disk::memory::{MemoryDisk, faults::Dice};
 
 const DIR: &str = "/log";
 const SEGMENT: u64 = 16 << 10;
-const FIRST: Start = Start { position: Position { index: 1, term: 1 }, origin: Origin::Snapshot };
+const FIRST: Start = Start { position: Position { index: 1, term: 1 }, origin: Origin::Founding };
 
 fn entry(index: u64, term: u64, size: usize) -> Entry {
     Entry { index, term, data: vec![index as u8; size].into(), context: vec![1, 2].into(), ..Entry::default() }
@@ -168,8 +168,11 @@ fn a_state_newer_than_the_log() {
 
 #[test]
 fn a_missing_log_is_refused_unless_it_never_was() {
-    let opened = open(&MemoryDisk::default(), Start { origin: Origin::Checkpoint, ..FIRST });
-    assert!(matches!(opened, Err(Error::Corrupt { .. })), "{opened:?}");
+    for origin in [Origin::Checkpoint, Origin::Snapshot] {
+        let opened = open(&MemoryDisk::default(), Start { origin, ..FIRST });
+        assert!(matches!(opened, Err(Error::Corrupt { .. })), "{opened:?}");
+    }
+    assert!(open(&MemoryDisk::default(), FIRST).is_ok());
 }
 
 /// The power fails at every single operation of a run, and again while recovering: whatever was acknowledged is

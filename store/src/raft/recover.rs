@@ -30,6 +30,8 @@ use crate::{
     shared::Shared,
 };
 
+/// Where a new group's log begins. Not 0: raft-rs takes that for a member that knows nothing yet.
+const FOUNDING: Position = Position { index: 1, term: 1 };
 /// Of every 100 ms a tick; a leader that is not heard of for `ELECTION_TICKS` to twice that is replaced.
 pub const TICK: Duration = Duration::from_millis(100);
 const HEARTBEAT_TICKS: usize = 2;
@@ -162,7 +164,8 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
 fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Error> {
     let snapshot = image::load(&*parts.disk, &parts.snapshot_dir);
     let mut checkpoint = None;
-    if let Some(path) = parts.checkpoint.as_deref().filter(|path| path.exists()) {
+    let path = parts.checkpoint.as_deref().filter(|path| path.exists());
+    if let Some(path) = path {
         match Checkpoint::open(path) {
             Ok((opened, None)) => checkpoint = Some((opened, Image::default())),
             Ok((opened, Some(image))) => checkpoint = Some((opened, image)),
@@ -182,7 +185,10 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
                 Some(image) => image,
                 None => found_group(parts)?,
             };
-            Ok((image, Origin::Snapshot, older.map(|(checkpoint, _)| checkpoint), true))
+            // A checkpoint is only made behind a log: one without the other is a loss, not a beginning.
+            let founding = image.base.position == FOUNDING && path.is_none();
+            let origin = if founding { Origin::Founding } else { Origin::Snapshot };
+            Ok((image, origin, older.map(|(checkpoint, _)| checkpoint), true))
         }
     }
 }
@@ -195,9 +201,7 @@ fn found_group(parts: &Parts) -> Result<Image, Error> {
         return Err(Error::Corrupt { path: parts.snapshot_dir.clone(), offset: 0, reason });
     }
     let members = Members { voters: parts.voters.clone(), ..Members::default() };
-    // Not 0: raft-rs takes that for a member that knows nothing yet.
-    let position = Position { index: 1, term: 1 };
-    let base = Base { position, revision: FIRST_REVISION, members, ..Base::default() };
+    let base = Base { position: FOUNDING, revision: FIRST_REVISION, members, ..Base::default() };
     let image = Image { base, ..Image::default() };
     image::save(&*parts.disk, &parts.snapshot_dir, &image)?;
     Ok(image)

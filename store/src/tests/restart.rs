@@ -200,3 +200,17 @@ async fn a_damaged_log_is_refused() {
         "{opened:?}"
     );
 }
+
+/// A log removed by hand must not make an empty store of a full one.
+#[tokio::test]
+async fn a_removed_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(Config::new(dir.path())).await.unwrap();
+    put_into(&store, "a", "v").await.unwrap();
+    store.shutdown().await.unwrap();
+    for segment in fs::read_dir(dir.path().join("log")).unwrap() {
+        fs::remove_file(segment.unwrap().path()).unwrap();
+    }
+    let opened = Store::open(Config::new(dir.path())).await.map(|_| ());
+    assert!(matches!(&opened, Err(Error::Corrupt { reason, .. }) if reason.contains("missing")), "{opened:?}");
+}
