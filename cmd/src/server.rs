@@ -65,12 +65,13 @@ impl ControlPlane {
         };
         let server = apiserver::Server::start(settings, store.clone()).await.context("start the API server")?;
         let mut loops = JoinSet::new();
-        let scheduler = scheduler::run(in_process(&server, "system:kube-scheduler"));
+        let manager = in_process(&server, "system:kube-controller-manager");
+        let scheduler = in_process(&server, "system:kube-scheduler").sharing_caches_of(&manager);
+        let scheduler = scheduler::run(scheduler);
         loops.spawn(async move {
             scheduler.await;
             "the scheduler"
         });
-        let manager = in_process(&server, "system:kube-controller-manager");
         let settings = controllers::Config {
             cluster_cidr: config
                 .networks

@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use client::{Cache, Client, Key, ListParams, Object, object};
+use client::{Cache, Client, Key, ListParams, Object, object, pod::Pod};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, ReplicationController, Service, ServiceAccount},
+    core::v1::{ConfigMap, Endpoints, Namespace, Node, ReplicationController, Service, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
 

@@ -64,7 +64,7 @@ fn set_references<K: Object>(candidate: &K, references: &[OwnerReference]) -> Wr
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
+    use client::pod::Pod;
 
     use super::*;
     use crate::testing::{labels, pod};

@@ -6,8 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use client::pod::Pod;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 
 use crate::pod;
 
@@ -83,7 +83,7 @@ fn by_identity(a: &Pod, b: &Pod) -> Ordering {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::ContainerStatus;
+    use client::pod::Restarts;
 
     use super::*;
     use crate::testing::{at, pod, running, time};
@@ -99,8 +99,7 @@ mod tests {
             p
         };
         let restarted = |mut p: Pod, restart_count: i32| {
-            p.status.as_mut().expect("a status").container_statuses =
-                Some(vec![ContainerStatus { restart_count, ..ContainerStatus::default() }]);
+            p.status.as_mut().expect("a status").container_statuses = Some(vec![Restarts { restart_count }]);
             p
         };
         let cheap = |mut p: Pod| {

@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use client::{DeleteOptions, Object, object};
+use client::{DeleteOptions, Object, object, pod::Pod};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
-        core::v1::{Pod, PodTemplateSpec, ReplicationController},
+        core::v1::{Pod as WholePod, PodTemplateSpec, ReplicationController},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
@@ -175,7 +175,7 @@ fn moves<S: Set>(input: &Input<'_, S>, active: &[Arc<Pod>]) -> Step {
     Step::together(deletes.collect())
 }
 
-fn new_pod<S: Set>(set: &S, template: &PodTemplateSpec) -> Pod {
+fn new_pod<S: Set>(set: &S, template: &PodTemplateSpec) -> WholePod {
     let from = template.metadata.clone().unwrap_or_default();
     let metadata = ObjectMeta {
         generate_name: Some(format!("{}-", object::name(set))),
@@ -186,7 +186,7 @@ fn new_pod<S: Set>(set: &S, template: &PodTemplateSpec) -> Pod {
         owner_references: Some(vec![object::controller_reference(set)]),
         ..ObjectMeta::default()
     };
-    Pod { metadata, spec: template.spec.clone(), status: None }
+    WholePod { metadata, spec: template.spec.clone(), status: None }
 }
 
 /// The status as the pods show it now, and when it will change by the mere passing of time.

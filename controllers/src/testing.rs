@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use client::Object;
+use client::{
+    Object,
+    pod::{Pod, PodSpec, PodStatus},
+};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodCondition, PodSpec, PodStatus, PodTemplateSpec},
+    api::core::v1::{Container, PodCondition, PodSpec as WholeSpec, PodTemplateSpec},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 
@@ -36,9 +39,9 @@ pub fn meta(name: &str) -> ObjectMeta {
 pub fn template(app: &str, image: &str) -> PodTemplateSpec {
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels(&[("app", app)])), ..ObjectMeta::default() }),
-        spec: Some(PodSpec {
+        spec: Some(WholeSpec {
             containers: vec![Container { name: "c".into(), image: Some(image.into()), ..Container::default() }],
-            ..PodSpec::default()
+            ..WholeSpec::default()
         }),
     }
 }

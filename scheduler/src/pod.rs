@@ -1,7 +1,10 @@
 //! A pod as the scheduler sees it.
 
-use client::{Key, object};
-use k8s_openapi::api::core::v1::{Affinity, NodeAffinity, Pod, PodSpec, Toleration};
+use client::{
+    Key, object,
+    pod::{Pod, PodSpec},
+};
+use k8s_openapi::api::core::v1::{NodeAffinity, Toleration};
 
 use crate::resources::Resources;
 
@@ -71,8 +74,7 @@ pub fn is_waiting(pod: &Pod, scheduler: &str) -> bool {
 }
 
 fn node_affinity(spec: &PodSpec) -> Option<NodeAffinity> {
-    let Affinity { node_affinity, .. } = spec.affinity.as_ref()?;
-    node_affinity.clone()
+    spec.affinity.as_ref()?.node_affinity.clone()
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

@@ -5,9 +5,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use client::{Client, Key, Patch};
+use client::{Client, Key, Patch, pod::Pod};
 use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference, Pod},
+    api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
     jiff::Timestamp,
 };

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::quantity::Quantity as Amount;
-use k8s_openapi::{
-    api::core::v1::{Container, PodSpec},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use client::pod::{Container, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Amounts in the units that are compared: thousandths of a CPU, bytes, and whole pieces of anything else.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::{Cache, Change, Client, Key, Update, object};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use client::{Cache, Change, Client, Key, Update, object, pod::Pod};
+use k8s_openapi::api::core::v1::Node;
 use tokio::task::JoinSet;
 
 use crate::{

@@ -56,6 +56,11 @@ impl Client {
         Client::new(InProcess(service))
     }
 
+    /// The same client with the caches of `other`: for parts of one process that may read the same.
+    pub fn sharing_caches_of(self, other: &Client) -> Client {
+        Client { caches: Arc::clone(&other.caches), ..self }
+    }
+
     /// A client of servers behind HTTPS, and what replaces its certificate when that gets old.
     pub fn https(config: &Https) -> Result<(Client, Credentials)> {
         let transport = HttpsTransport::new(config)?;

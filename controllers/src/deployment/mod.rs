@@ -16,12 +16,9 @@ mod simulation;
 
 use std::sync::Arc;
 
-use client::{DeleteOptions, object};
+use client::{DeleteOptions, object, pod::Pod};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    core::v1::Pod,
-};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use serde_json::json;
 
 use crate::{

@@ -3,13 +3,10 @@
 
 use std::sync::Arc;
 
-use client::{Object, object};
+use client::{Object, object, pod::Pod};
 use k8s_openapi::{
-    api::{
-        apps::v1::{
-            Deployment, DeploymentSpec, DeploymentStrategy, ReplicaSet, ReplicaSetStatus, RollingUpdateDeployment,
-        },
-        core::v1::Pod,
+    api::apps::v1::{
+        Deployment, DeploymentSpec, DeploymentStrategy, ReplicaSet, ReplicaSetStatus, RollingUpdateDeployment,
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
 };

@@ -8,9 +8,9 @@
 pub mod slices;
 pub mod whole;
 
-use client::object;
+use client::{object, pod::Pod};
 use k8s_openapi::{
-    api::core::v1::{ObjectReference, Pod, Service, ServicePort},
+    api::core::v1::{ObjectReference, Service, ServicePort},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
@@ -100,7 +100,7 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let spec = pod.spec.as_ref()?;
             // An init container that keeps running beside the others may own the port as well.
-            let stays = |c: &&k8s_openapi::api::core::v1::Container| c.restart_policy.as_deref() == Some("Always");
+            let stays = |c: &&client::pod::Container| c.restart_policy.as_deref() == Some("Always");
             let sidecars = spec.init_containers.iter().flatten().filter(stays);
             let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
             let mut named = ports.filter(|p| p.name.as_ref() == Some(name));
@@ -140,7 +140,8 @@ pub fn differs(old: &Pod, new: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{Container, ContainerPort};
+    use client::pod::Container;
+    use k8s_openapi::api::core::v1::ContainerPort;
 
     use super::*;
     use crate::testing::running;

@@ -3,10 +3,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use client::{DeleteOptions, object};
+use client::{DeleteOptions, object, pod::Pod};
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service},
+        core::v1::Service,
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,

@@ -5,9 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use client::{Change, Key, object};
+use client::{Change, Key, object, pod::Pod};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 
 use super::Begin;
 use crate::{

@@ -6,12 +6,9 @@ use std::{
     time::Duration,
 };
 
-use client::{Change, Key, object};
+use client::{Change, Key, object, pod::Pod};
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Node, Pod},
-};
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::Node};
 
 use super::Begin;
 use crate::{

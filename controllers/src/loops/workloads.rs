@@ -2,11 +2,11 @@
 
 use std::{marker::PhantomData, sync::Arc};
 
-use client::{Cache, Change, Key, Object, object};
+use client::{Cache, Change, Key, Object, object, pod::Pod};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
-    core::v1::{Pod, ReplicationController},
+    core::v1::ReplicationController,
 };
 
 use super::Begin;

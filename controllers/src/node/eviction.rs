@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use client::{DeleteOptions, object};
+use client::{DeleteOptions, object, pod::Pod};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, Pod, PodCondition, Taint, Toleration},
+    api::core::v1::{Node, PodCondition, Taint, Toleration},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use serde_json::json;

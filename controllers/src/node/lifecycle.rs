@@ -3,10 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use client::Object;
+use client::{Object, pod::Pod};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Node, NodeCondition, Pod, PodCondition, Taint},
+    api::core::v1::{Node, NodeCondition, PodCondition, Taint},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use serde_json::json;

@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use client::{DeleteOptions, object};
+use client::{DeleteOptions, object, pod::Pod};
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{Pod, PodCondition},
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::{api::core::v1::PodCondition, apimachinery::pkg::apis::meta::v1::Time};
 use serde_json::json;
 
 use crate::{
