@@ -1,5 +1,7 @@
 //! Which objects a list or a watch shows.
 
+use std::sync::Arc;
+
 use api::{
     registry::Kind,
     selector::{FieldSelector, Selector},
@@ -16,6 +18,8 @@ pub struct Filter {
     /// None when the range of keys already says it all.
     fields: Option<FieldSelector>,
     pub range: keys::Range,
+    /// The selectors as they were written: filters of one range with the same text show the same.
+    pub text: Arc<str>,
 }
 
 impl Filter {
@@ -41,7 +45,10 @@ impl Filter {
             keys::collection(kind, namespace)
         };
         let said = fields.is_everything() || one_key && selected == Some(name) && !text.contains(',');
-        Ok(Self { kind, labels, fields: (!said).then_some(fields), range })
+        let label_text = query.get("labelSelector").unwrap_or_default();
+        // No selector has a line break in it.
+        let written = format!("{label_text}\n{}", if said { "" } else { text });
+        Ok(Self { kind, labels, fields: (!said).then_some(fields), range, text: written.into() })
     }
 
     /// Whether everything in the range is shown.

@@ -2,7 +2,7 @@
 //!
 //! A request passes these modules, in this order:
 //!
-//! - [`serve`]: TCP, TLS and HTTP; [`pki`] holds the certificates behind it
+//! - [`serve`]: TCP, TLS and HTTP, over [`gather`]; [`pki`] holds the certificates behind it
 //! - [`pipeline`]: the stations themselves: [`route`], [`authenticate`], bounds, [`authorize`]
 //! - [`handlers`]: ONE generic set for all kinds, and the few special subresources; [`options`], [`filter`],
 //!   [`negotiate`] and [`body`] read what a request says
@@ -48,6 +48,7 @@ mod discovery;
 mod entropy;
 mod error;
 mod filter;
+mod gather;
 mod handlers;
 mod join;
 mod keys;
@@ -110,6 +111,7 @@ struct App {
     advertised: Advertised,
     in_flight: pipeline::InFlight,
     parsed: stored::Parsed,
+    frames: handlers::Frames,
     documents: discovery::Documents,
     swagger_tags: discovery::SwaggerTags,
     event_lease: tokio::sync::Mutex<Option<(Instant, LeaseId)>>,
@@ -170,6 +172,7 @@ impl Server {
             advertised,
             in_flight: pipeline::InFlight::default(),
             parsed: stored::Parsed::default(),
+            frames: handlers::Frames::default(),
             documents: discovery::Documents::default(),
             swagger_tags: discovery::SwaggerTags::default(),
             event_lease: tokio::sync::Mutex::new(None),

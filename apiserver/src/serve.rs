@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     App, Error, Tls,
     authenticate::{Identity, Peer},
+    gather::Gather,
     pipeline,
 };
 
@@ -113,7 +114,7 @@ async fn connection(
         .max_concurrent_streams(MAX_STREAMS)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Gather::new(stream)), service).into_owned();
     if let Err(error) = graceful.watch(connection).await {
         tracing::debug!(%address, error = &*error, "connection ended");
     }

@@ -25,6 +25,8 @@ mod special;
 mod watch;
 mod write;
 
+pub use watch::Frames;
+
 /// One request for objects, understood as far as all handlers need it.
 pub struct Call {
     pub app: Arc<App>,

@@ -1,6 +1,11 @@
 //! Watch: the state as it is, if asked for, and then every change, as one line of JSON each.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use api::{status::Status, table::Header};
 use axum::body::Body;
@@ -79,7 +84,7 @@ pub async fn watch(call: Call) -> Result<Response<Body>, Status> {
         bookmarks: options.bookmarks,
         deadline: now + lasts,
         timer: Box::pin(sleep_until((now + BOOKMARK_INTERVAL).min(now + lasts))),
-        stop: app.stop.clone(),
+        stop: Box::pin(stopping(app.stop.clone())),
         ended: false,
     };
     let frames = futures_util::stream::unfold(stream, |mut stream| async move {
@@ -104,8 +109,14 @@ struct Stream {
     deadline: Instant,
     /// For the next bookmark or the deadline, whichever comes first.
     timer: Pin<Box<Sleep>>,
-    stop: watch::Receiver<bool>,
+    /// Resolves when the server stops. Made once: to ask anew at each event would cost a lock that all watches share.
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
+}
+
+async fn stopping(mut stop: watch::Receiver<bool>) {
+    // A sender that is gone is a server that is gone.
+    let _ = stop.wait_for(|stopping| *stopping).await;
 }
 
 /// Why a waiting watch goes on.
@@ -124,20 +135,18 @@ impl Stream {
         if let Some(frame) = self.state_frame() {
             return Some(frame);
         }
-        let mut out = Vec::new();
         loop {
             let wake = tokio::select! {
                 biased;
                 batch = self.watcher.next() => Wake::Batch(batch),
                 () = &mut self.timer => Wake::Timer,
-                _ = self.stop.wait_for(|stopping| *stopping) => Wake::Stop,
+                () = &mut self.stop => Wake::Stop,
             };
             match wake {
                 Wake::Batch(Ok(batch)) => {
-                    self.encoder.batch(&mut out, &batch);
-                    self.drain(&mut out);
-                    if !out.is_empty() {
-                        return Some(out.into());
+                    let frame = self.gather(&batch);
+                    if !frame.is_empty() {
+                        return Some(frame);
                     }
                 }
                 Wake::Batch(Err(error)) => return self.watch_error(&error),
@@ -173,13 +182,20 @@ impl Stream {
         (!out.is_empty()).then(|| out.into())
     }
 
-    /// Adds what is already waiting, so that a burst is one write to the socket.
-    fn drain(&mut self, out: &mut Vec<u8>) {
+    /// A batch, and what is already waiting behind it, so that a burst is one write to the socket.
+    fn gather(&mut self, batch: &Arc<Batch>) -> Bytes {
+        let first = self.encoder.frame(batch);
+        let mut more: Vec<u8> = Vec::new();
         for _ in 0..MAX_BATCHES {
             // An error comes again at the next call, when what came before it has been sent.
-            let Ok(Some(batch)) = self.watcher.try_next() else { return };
-            self.encoder.batch(out, &batch);
+            let Ok(Some(batch)) = self.watcher.try_next() else { break };
+            let frame = self.encoder.frame(&batch);
+            if more.is_empty() {
+                more.extend_from_slice(&first);
+            }
+            more.extend_from_slice(&frame);
         }
+        if more.is_empty() { first } else { more.into() }
     }
 
     fn watch_error(&mut self, error: &WatchError) -> Option<Bytes> {
@@ -203,12 +219,24 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn batch(&mut self, out: &mut Vec<u8>, batch: &Batch) {
+    /// A batch as lines. Those who watch alike share one copy of them.
+    fn frame(&mut self, batch: &Arc<Batch>) -> Bytes {
+        // A table's first event differs from those that follow.
+        if !self.view.is_plain() {
+            return self.lines(batch);
+        }
+        let app = self.app.clone();
+        app.frames.get(batch, &self.filter.text.clone(), || self.lines(batch))
+    }
+
+    fn lines(&mut self, batch: &Batch) -> Bytes {
+        let mut out = Vec::new();
         for event in &batch.events {
             if let Some((kind, kv)) = self.seen(event) {
-                self.event(out, kind, &kv.value, event.kv.mod_revision);
+                self.event(&mut out, kind, &kv.value, event.kv.mod_revision);
             }
         }
+        out.into()
     }
 
     /// What a change looks like through the selector: objects come and go as they begin and cease to match.
@@ -264,6 +292,45 @@ impl Encoder {
     }
 }
 
+/// Batches on their way to watchers, as lines: each is filtered and written once for all who watch alike. Direct-mapped
+/// by revision.
+pub struct Frames {
+    slots: Vec<Mutex<Option<Frame>>>,
+}
+
+struct Frame {
+    /// Held, so that its address names it for as long as the lines are here.
+    batch: Arc<Batch>,
+    selectors: Arc<str>,
+    lines: Bytes,
+}
+
+/// More than the batches that are on their way at once; what else watches in another way takes its turn.
+const FRAME_SLOTS: usize = 64;
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self { slots: (0..FRAME_SLOTS).map(|_| Mutex::new(None)).collect() }
+    }
+}
+
+impl Frames {
+    fn get(&self, batch: &Arc<Batch>, selectors: &Arc<str>, write: impl FnOnce() -> Bytes) -> Bytes {
+        let slot = &self.slots[batch.revision as usize % FRAME_SLOTS];
+        // Nothing panics while a slot is held, and what is in it is whole either way.
+        if let Some(frame) = slot.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
+            && Arc::ptr_eq(&frame.batch, batch)
+            && frame.selectors == *selectors
+        {
+            return frame.lines.clone();
+        }
+        let lines = write();
+        let frame = Frame { batch: batch.clone(), selectors: selectors.clone(), lines: lines.clone() };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
+        lines
+    }
+}
+
 fn line(kind: &str, object: &Value) -> Vec<u8> {
     let mut out = json!({"type": kind, "object": object}).to_string().into_bytes();
     out.push(b'\n');
@@ -272,4 +339,26 @@ fn line(kind: &str, object: &Value) -> Vec<u8> {
 
 fn error_line(status: &Status) -> Bytes {
     line("ERROR", &status.to_json()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_watch_alike_share_lines() {
+        let frames = Frames::default();
+        let batch = |revision| Arc::new(Batch { revision, events: Vec::new() });
+        let (first, namesake, later) = (batch(3), batch(3), batch(3 + FRAME_SLOTS as u64));
+        let get = |batch, selectors: &str, lines: &'static str| {
+            let shown = frames.get(batch, &selectors.into(), || Bytes::from_static(lines.as_bytes()));
+            String::from_utf8(shown.to_vec()).unwrap()
+        };
+        assert_eq!(get(&first, "a=b", "one"), "one");
+        assert_eq!(get(&first, "a=b", "not asked for"), "one");
+        assert_eq!(get(&first, "a=c", "two"), "two", "another selector");
+        assert_eq!(get(&first, "a=b", "one again"), "one again", "whoever watches in another way took the place");
+        assert_eq!(get(&namesake, "a=b", "three"), "three", "a part of a batch has its revision too");
+        assert_eq!(get(&later, "a=b", "four"), "four");
+    }
 }
