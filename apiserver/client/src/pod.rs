@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,6 +27,7 @@ pub struct Pod {
 #[serde(rename_all = "camelCase", default)]
 pub struct PodSpec {
     pub affinity: Option<Box<Affinity>>,
+    #[serde(deserialize_with = "snug")]
     pub containers: Vec<Container>,
     pub hostname: Option<String>,
     pub init_containers: Option<Vec<Container>>,
@@ -37,6 +38,7 @@ pub struct PodSpec {
     pub scheduler_name: Option<String>,
     pub scheduling_gates: Option<Vec<PodSchedulingGate>>,
     pub subdomain: Option<String>,
+    #[serde(deserialize_with = "snug_option")]
     pub tolerations: Option<Vec<Toleration>>,
 }
 
@@ -51,6 +53,7 @@ pub struct Container {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodStatus {
+    #[serde(deserialize_with = "snug_option")]
     pub conditions: Option<Vec<PodCondition>>,
     pub container_statuses: Option<Vec<Restarts>>,
     pub init_container_statuses: Option<Vec<Restarts>>,
@@ -66,6 +69,19 @@ pub struct PodStatus {
 #[serde(rename_all = "camelCase", default)]
 pub struct Restarts {
     pub restart_count: i32,
+}
+
+/// A list without room to grow: read one by one it has room for four at least, where most pods have one.
+fn snug<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Vec<T>, D::Error> {
+    let mut list = Vec::deserialize(list)?;
+    list.shrink_to_fit();
+    Ok(list)
+}
+
+fn snug_option<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<Vec<T>>, D::Error> {
+    let mut list: Option<Vec<T>> = Option::deserialize(list)?;
+    list.iter_mut().for_each(Vec::shrink_to_fit);
+    Ok(list)
 }
 
 impl Resource for Pod {
