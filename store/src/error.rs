@@ -13,6 +13,8 @@ pub enum Error {
     LeaseNotFound { id: LeaseId },
     #[error("transaction refused: {reason}")]
     InvalidTxn { reason: &'static str },
+    #[error("change of members refused: {reason}")]
+    InvalidChange { reason: String },
     #[error("transaction of {bytes} bytes is larger than the {limit} allowed")]
     TooLarge { bytes: usize, limit: usize },
     /// The proposal was not accepted; nothing was written and it may be tried again.

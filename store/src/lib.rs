@@ -10,7 +10,8 @@
 //! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
-//! - `raft`: the loop that drives it all.
+//! - `raft`: the loop that drives it all;
+//! - `sim` (tests only): groups of members in one thread, by seed.
 //!
 //! Invariants:
 //! - every committed change raises the revision by exactly one; the same log gives the same state everywhere;
@@ -37,9 +38,12 @@ mod watch;
 pub use error::{Error, WatchError};
 pub use store::{Config, Status, Store};
 pub use types::{
-    Batch, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end,
+    Batch, Compare, Event, EventKind, KeyValue, LeaseId, MemberChange, Op, OpResult, Revision, Snapshot, Txn,
+    TxnResult, prefix_end,
 };
 pub use watch::Watcher;
 
+#[cfg(test)]
+mod sim;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,18 @@
 //! Consensus: the loop around raft-rs, on a thread of its own, with the log's and the checkpoint's beside it.
 //!
-//! Modules, in reading order: `driver` the loop, `pending` who waits for what, `storage` what raft-rs reads,
-//! `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between threads.
+//! Modules, in reading order: `driver` decides, `runner` is its thread, `pending` who waits for what, `storage` what
+//! raft-rs reads, `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between
+//! threads.
 
-mod driver;
-mod keeper;
+pub mod driver;
+pub mod keeper;
 mod logger;
 mod pending;
 mod queue;
 mod recover;
+mod runner;
 mod storage;
-mod writer;
+pub mod writer;
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Message};
@@ -18,10 +20,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::{
     queue::Queue,
-    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, start},
+    recover::{Member, Parts, Sizes, Started, UNCOMMITTED_BYTES, assemble, start},
 };
 use crate::{
-    Error,
+    Error, MemberChange,
     mvcc::{Answer, Members},
 };
 
@@ -43,6 +45,10 @@ impl Transport for NoPeers {
 #[derive(Debug)]
 pub enum Input {
     Propose(Proposed),
+    Change {
+        change: MemberChange,
+        answer: oneshot::Sender<Result<Answer, Error>>,
+    },
     /// Someone waits for a moment from which the applied state is linearizable.
     Read(oneshot::Sender<Result<(), Error>>),
     #[cfg_attr(not(test), expect(dead_code, reason = "other members come with the transport over HTTP"))]
@@ -59,6 +65,23 @@ pub enum Input {
     },
     Failed(Error),
     Stop(Option<oneshot::Sender<()>>),
+}
+
+impl Input {
+    /// Answers whoever waits for it that it comes too late.
+    pub fn refuse(self, error: &Error) {
+        match self {
+            Input::Propose(proposed) => drop(proposed.answer.send(Err(error.clone()))),
+            Input::Change { answer, .. } => drop(answer.send(Err(error.clone()))),
+            Input::Read(reader) => drop(reader.send(Err(error.clone()))),
+            Input::Stop(Some(done)) => drop(done.send(())),
+            Input::Message(_)
+            | Input::Persisted { .. }
+            | Input::Purged { .. }
+            | Input::Failed(_)
+            | Input::Stop(None) => {}
+        }
+    }
 }
 
 #[derive(Debug)]

@@ -56,7 +56,7 @@ pub struct Gauges {
     leader: AtomicU64,
     term: AtomicU64,
     log_bytes: AtomicU64,
-    /// This member is the only voter and leads: whatever is acknowledged is applied here first.
+    /// This member is the only one and leads: whatever is acknowledged is applied here first.
     alone: AtomicBool,
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
-    Error, LeaseId, Op, Revision, Snapshot, Txn, TxnResult, Watcher,
+    Error, LeaseId, MemberChange, Op, Revision, Snapshot, Txn, TxnResult, Watcher,
     command::{self, Command, Proposal},
     disk::{Disk, RealDisk, memory::MemoryDisk},
     log::failed,
@@ -202,6 +202,14 @@ impl Store {
     /// Ends a lease and deletes its keys.
     pub async fn lease_revoke(&self, id: LeaseId) -> Result<(), Error> {
         self.propose("lease revoke", Command::LeaseRevoke { id }).await.map(drop)
+    }
+
+    /// Changes who belongs to the group; only the leader can. Returns once the change is in force.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), Error> {
+        self.shared.check_open()?;
+        let (answer, answered) = oneshot::channel();
+        self.inbox.0.push(Input::Change { change, answer });
+        answered.await.unwrap_or(Err(Error::Closed)).map(drop)
     }
 
     /// Flushes and stops. Everything acknowledged is safe without it too; the next start is quicker with it.

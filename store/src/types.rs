@@ -98,6 +98,16 @@ pub struct Batch {
     pub events: Vec<Event>,
 }
 
+/// Who belongs to the group. One change at a time; each is a log entry, and takes effect where it is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemberChange {
+    /// It is sent everything and has no vote: nothing waits for it.
+    AddLearner(u64),
+    /// A learner that has caught up gets a vote.
+    Promote(u64),
+    Remove(u64),
+}
+
 /// The whole key space at one revision. Taking and cloning one copies a pointer; it blocks nobody and never changes.
 #[derive(Debug, Clone)]
 pub struct Snapshot {

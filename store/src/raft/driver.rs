@@ -1,18 +1,14 @@
-//! The loop that owns the Raft node: inputs in, Readies out, entries applied.
+//! Owns the Raft node: inputs in, Readies out, entries applied. It has no clock and no random source: a turn is given
+//! the time, and a member its seed, so that `runner` can give it those of the machine and the simulator its own.
 
-use std::{
-    fs,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft::{
     RawNode, SoftState, StateRole,
     eraftpb::{
-        ConfChange, ConfChangeSingle, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot,
+        ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType,
+        Snapshot,
     },
 };
 use tokio::sync::oneshot;
@@ -20,12 +16,12 @@ use tokio::sync::oneshot;
 use super::{
     Input, Proposed, Queue, Transport, keeper,
     pending::{Proposals, Readers},
-    recover::{Sizes, TICK, stopped},
+    recover::{ELECTION_TICKS, Sizes, TICK, stopped},
     storage::RaftStorage,
     writer,
 };
 use crate::{
-    Batch, Error, LeaseId,
+    Batch, Error, LeaseId, MemberChange,
     command::{self, Command, Proposal},
     image,
     lease::LeaseClock,
@@ -40,45 +36,69 @@ const LEASES_A_TICK: usize = 64;
 const LEASE_RETRY: Duration = Duration::from_secs(5);
 /// A member that is alone has no elections to watch over: only leases and timeouts.
 const LONE_TICK: Duration = Duration::from_millis(500);
+/// A learner this many entries behind, or fewer, has caught up: it gets the rest while it is made a voter.
+const CAUGHT_UP: u64 = 1000;
 /// A stop waits no longer for proposals under way.
 const STOP_WAIT: Duration = Duration::from_secs(5);
+
+/// The time of a turn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Since this member started, by a clock that only goes forward.
+    pub since_start: Duration,
+    /// Milliseconds of unix time, which may jump.
+    pub unix_ms: u64,
+}
+
+/// What a turn came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// The next turn is due after this long, or when there are inputs.
+    Wait(Duration),
+    /// It was asked to stop, and everything is handed over.
+    Stopped,
+}
 
 pub struct Parts {
     pub node: RawNode<RaftStorage>,
     pub shared: Arc<Shared>,
-    pub inbox: Arc<Queue<Input>>,
     pub log: Arc<Queue<writer::Job>>,
     pub keeper: keeper::Handle,
     pub transport: Box<dyn Transport>,
     pub limits: Limits,
     pub sizes: Sizes,
-    pub threads: Vec<JoinHandle<()>>,
     pub opened: oneshot::Sender<()>,
-    pub lock: Option<fs::File>,
+    /// Differs between members and between the lives of one: it spreads their elections, and numbers proposals.
+    pub seed: u64,
 }
 
 pub struct Driver {
     node: RawNode<RaftStorage>,
     shared: Arc<Shared>,
-    inbox: Arc<Queue<Input>>,
     log: Arc<Queue<writer::Job>>,
     keeper: keeper::Handle,
     transport: Box<dyn Transport>,
     limits: Limits,
     sizes: Sizes,
-    threads: Vec<JoinHandle<()>>,
     opened: Option<oneshot::Sender<()>>,
-    lock: Option<fs::File>,
+    seed: u64,
 
     proposals: Proposals,
     readers: Readers,
     leases: LeaseClock,
-    started: Instant,
+    now: Now,
     next_tick: Duration,
     next_id: u64,
+    /// Elections that this member has begun, each after another time.
+    elections: u64,
     leader: u64,
     role: StateRole,
     applied: u64,
+    /// Committed and not yet applied, in order.
+    committed: VecDeque<Entry>,
+    /// Commit indexes on their way to the disk, by the Ready that they are written with.
+    commits: VecDeque<(u64, u64)>,
+    durable_commit: u64,
     /// When the newest applied entry was proposed.
     at: u64,
     /// The log's size when it was last cut, and the size of the snapshot written for that.
@@ -90,35 +110,33 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(parts: Parts) -> Driver {
-        let Parts { node, shared, inbox, log, keeper, transport, limits, sizes, threads, opened, lock } = parts;
-        // Ids must differ from those of this member's earlier lives, whose entries may be replayed: they begin at
-        // the time, in nanoseconds, and no life makes one a nanosecond.
-        #[expect(clippy::disallowed_methods, reason = "the driver is the shell")]
-        let next_id = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let Parts { node, shared, log, keeper, transport, limits, sizes, opened, seed } = parts;
         let applied = node.raft.raft_log.applied;
-        #[expect(clippy::disallowed_methods, reason = "the driver is the shell")]
-        let started = Instant::now();
+        let durable_commit = node.store().hard_state.commit;
         Driver {
             node,
             shared,
-            inbox,
             log,
             keeper,
             transport,
             limits,
             sizes,
-            threads,
             opened: Some(opened),
-            lock,
+            seed,
             proposals: Proposals::default(),
             readers: Readers::default(),
             leases: LeaseClock::default(),
-            started,
+            now: Now::default(),
             next_tick: TICK,
-            next_id,
+            // Ids must differ from those of this member's earlier lives, whose entries may be replayed.
+            next_id: seed,
+            elections: 0,
             leader: 0,
             role: StateRole::Follower,
             applied,
+            committed: VecDeque::new(),
+            commits: VecDeque::new(),
+            durable_commit,
             at: 0,
             log_bytes_cut: 0,
             snapshot_bytes: 0,
@@ -127,77 +145,54 @@ impl Driver {
         }
     }
 
-    /// Runs until it is stopped or something breaks that must not: then the store ends, with everyone told why.
-    pub fn run(mut self) {
-        let worked = catch_unwind(AssertUnwindSafe(|| self.work()));
-        let error = match worked {
-            Ok(Ok(())) => Error::Closed,
-            Ok(Err(error)) => Error::Fatal { reason: error.to_string() },
-            Err(panic) => Error::Fatal { reason: format!("an invariant broke: {}", message_of(&*panic)) },
-        };
-        if let Error::Fatal { reason } = &error {
-            tracing::error!(%reason, "the store stops");
-        }
-        self.shared.close(error.clone());
-        self.proposals.fail_all(|_| error.clone());
-        self.readers.fail_all(&error);
-        self.log.push(writer::Job::Stop);
-        self.keeper.push(keeper::Job::Stop);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-        drop(self.lock.take());
-        self.refuse_rest(&error);
-        if let Some((_, Some(done))) = self.stop.take() {
-            let _ = done.send(());
-        }
-    }
-
-    /// Whoever sent something while the doors were closing is told too.
-    fn refuse_rest(&mut self, error: &Error) {
-        for input in self.inbox.close() {
-            match input {
-                Input::Propose(proposed) => drop(proposed.answer.send(Err(error.clone()))),
-                Input::Read(reader) => drop(reader.send(Err(error.clone()))),
-                Input::Stop(Some(done)) => drop(done.send(())),
-                Input::Message(_)
-                | Input::Persisted { .. }
-                | Input::Purged { .. }
-                | Input::Failed(_)
-                | Input::Stop(None) => {}
-            }
-        }
-    }
-
-    fn work(&mut self) -> Result<(), Error> {
+    /// What comes before the first turn.
+    pub fn begin(&mut self) -> Result<(), Error> {
         let voters = &self.shared.state().members().voters.clone();
-        let alone = voters[..] == [self.node.raft.id];
-        if alone {
+        if voters[..] == [self.node.raft.id] {
             // Nobody else could win: no reason to wait for a timeout.
             self.node.campaign().map_err(|error| stopped(&error))?;
         } else if let Some(opened) = self.opened.take() {
             let _ = opened.send(());
         }
-        loop {
-            self.handle_ready()?;
-            if self.may_stop() {
-                return Ok(());
-            }
-            let wait = self.next_tick.saturating_sub(self.now());
-            self.take_inputs(wait)?;
-            if self.now() >= self.next_tick {
-                self.tick();
-            }
+        Ok(())
+    }
+
+    /// Takes in what has come since the last turn, and does everything that follows from it and from the time.
+    pub fn turn(&mut self, now: Now, inputs: Vec<Input>) -> Result<Turn, Error> {
+        self.now = now;
+        self.take_inputs(inputs)?;
+        if self.now() >= self.next_tick {
+            self.tick();
         }
+        self.handle_ready()?;
+        if self.may_stop() {
+            return Ok(Turn::Stopped);
+        }
+        Ok(Turn::Wait(self.next_tick.saturating_sub(self.now())))
+    }
+
+    /// Tells everybody who waits that nothing more will come.
+    pub fn end(&mut self, error: &Error) {
+        self.shared.close(error.clone());
+        self.proposals.fail_all(|_| error.clone());
+        self.readers.fail_all(error);
+        self.log.push(writer::Job::Stop);
+        self.keeper.push(keeper::Job::Stop);
+    }
+
+    /// Whom to tell that the stop is complete.
+    pub fn stopper(&mut self) -> Option<oneshot::Sender<()>> {
+        self.stop.take().and_then(|(_, done)| done)
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.now.since_start
     }
 
     fn may_stop(&mut self) -> bool {
         let Some((since, _)) = &self.stop else { return false };
-        if !self.proposals.is_empty() && self.now() < *since + STOP_WAIT {
+        let busy = !self.proposals.is_empty() || self.node.raft.lead_transferee.is_some();
+        if busy && self.now() < *since + STOP_WAIT {
             return false;
         }
         // The commit index is only written along with something else; written now, the next start knows it.
@@ -206,11 +201,12 @@ impl Driver {
         true
     }
 
-    fn take_inputs(&mut self, wait: Duration) -> Result<(), Error> {
+    fn take_inputs(&mut self, inputs: Vec<Input>) -> Result<(), Error> {
         let (mut proposed, mut failed) = (Vec::new(), Ok(()));
-        for input in self.inbox.take(wait) {
+        for input in inputs {
             match input {
                 Input::Propose(one) => proposed.push(one),
+                Input::Change { change, answer } => self.change(change, answer),
                 Input::Read(reader) => self.readers.add(self.now(), reader),
                 Input::Message(message) => {
                     // A message that makes no sense (any more) is the sender's trouble.
@@ -219,6 +215,10 @@ impl Driver {
                     }
                 }
                 Input::Persisted { number, messages } => {
+                    while let Some(&(_, commit)) = self.commits.front().filter(|(written, _)| *written <= number) {
+                        self.durable_commit = commit;
+                        self.commits.pop_front();
+                    }
                     self.node.on_persist_ready(number);
                     self.send(messages);
                 }
@@ -233,6 +233,7 @@ impl Driver {
                 Input::Stop(done) => {
                     let now = self.now();
                     self.shared.close(Error::Closed);
+                    self.hand_over();
                     match &mut self.stop {
                         None => self.stop = Some((now, done)),
                         Some((_, first)) if first.is_none() => *first = done,
@@ -259,10 +260,8 @@ impl Driver {
         let mut entries = Vec::with_capacity(proposed.len());
         let first_id = self.next_id;
         for one in proposed {
-            let mut context = BytesMut::with_capacity(16);
-            context.put_u64_le(self.node.raft.id);
-            context.put_u64_le(self.next_id);
-            entries.push(Entry { data: one.data.clone(), context: context.freeze(), ..Entry::default() });
+            let context = self.context(self.next_id);
+            entries.push(Entry { data: one.data.clone(), context, ..Entry::default() });
             self.proposals.add(self.next_id, now, one);
             self.next_id += 1;
         }
@@ -276,19 +275,108 @@ impl Driver {
         }
     }
 
+    /// Whoever stops and leads has the member that knows most lead at once, instead of being missed first.
+    fn hand_over(&mut self) {
+        if self.role != StateRole::Leader {
+            return;
+        }
+        let raft = &self.node.raft;
+        let voters = self.shared.state().members().voters.clone();
+        let others = voters.into_iter().filter(|&id| id != raft.id);
+        let known =
+            others.filter_map(|id| Some((raft.prs().get(id)?, id))).filter(|(progress, _)| progress.recent_active);
+        if let Some((_, next)) = known.max_by_key(|(progress, _)| progress.matched) {
+            self.node.transfer_leader(next);
+        }
+    }
+
+    /// Only the leader changes who belongs to the group, and one thing at a time.
+    fn change(&mut self, change: MemberChange, answer: oneshot::Sender<Result<Answer, Error>>) {
+        let proposed = self.propose_change(change);
+        match proposed {
+            Ok(id) => {
+                let proposed = Proposed { data: Bytes::new(), operation: "change of members", answer, permit: None };
+                self.proposals.add(id, self.now(), proposed);
+            }
+            Err(error) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn propose_change(&mut self, change: MemberChange) -> Result<u64, Error> {
+        // raft-rs would put an empty entry in its place, and nobody would ever hear of it.
+        if self.role != StateRole::Leader || self.node.raft.has_pending_conf() {
+            return Err(Error::Unavailable);
+        }
+        let members = self.shared.state().members().clone();
+        let refuse = |reason: String| Err(Error::InvalidChange { reason });
+        let (id, kind) = match change {
+            MemberChange::AddLearner(id) if members.voters.contains(&id) || members.learners.contains(&id) => {
+                return refuse(format!("member {id} belongs to the group already"));
+            }
+            MemberChange::AddLearner(id) => (id, ConfChangeType::AddLearnerNode),
+            MemberChange::Promote(id) if !members.learners.contains(&id) => {
+                return refuse(format!("member {id} is no learner"));
+            }
+            MemberChange::Promote(id) => {
+                let log = &self.node.raft.raft_log;
+                let matched = self.node.raft.prs().get(id).map_or(0, |progress| progress.matched);
+                if matched + CAUGHT_UP < log.committed {
+                    return refuse(format!("member {id} has {matched} of {} log entries so far", log.committed));
+                }
+                (id, ConfChangeType::AddNode)
+            }
+            MemberChange::Remove(id) if members.voters[..] == [id] => {
+                return refuse(format!("member {id} is the last one with a vote"));
+            }
+            MemberChange::Remove(id) if !members.voters.contains(&id) && !members.learners.contains(&id) => {
+                return refuse(format!("member {id} does not belong to the group"));
+            }
+            MemberChange::Remove(id) if id == self.node.raft.id => {
+                // A leader that is no member could go on leading; whoever leads next removes it.
+                self.hand_over();
+                return Err(Error::Unavailable);
+            }
+            MemberChange::Remove(id) => (id, ConfChangeType::RemoveNode),
+        };
+        let single = ConfChangeSingle { change_type: kind, node_id: id, ..ConfChangeSingle::default() };
+        let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
+        let number = self.next_id;
+        self.next_id += 1;
+        let context = self.context(number);
+        self.node.propose_conf_change(context.to_vec(), change).map_err(|_| Error::Unavailable)?;
+        Ok(number)
+    }
+
+    /// Marks an entry as one that somebody waits for here.
+    fn context(&self, number: u64) -> Bytes {
+        let mut context = BytesMut::with_capacity(16);
+        context.put_u64_le(self.node.raft.id);
+        context.put_u64_le(number);
+        context.freeze()
+    }
+
     fn tick(&mut self) {
         let now = self.now();
         let alone = self.shared.gauges.is_alone();
         // Late ticks are not made up for: time in which this thread did not run is no sign of a dead leader.
         self.next_tick = now + if alone { LONE_TICK } else { TICK };
         if !alone {
-            self.node.tick();
+            // raft-rs draws the time at random. One draw for each term and election, so that two members that were
+            // even once are not so for ever.
+            let draw = mix(self.seed ^ self.node.raft.term.rotate_left(32) ^ self.elections);
+            self.node.raft.set_randomized_election_timeout(ELECTION_TICKS + (draw % ELECTION_TICKS as u64) as usize);
+            let campaigned = self.node.raft.promotable() && self.node.raft.state != StateRole::Leader;
+            if self.node.tick() && campaigned {
+                self.elections += 1;
+            }
         }
         self.proposals.expire(now);
+        self.readers.expire(now);
         if self.role == StateRole::Leader && self.stop.is_none() {
             let (now, again) = (now.as_millis() as u64, LEASE_RETRY.as_millis() as u64);
             let ended = self.leases.expired(now, LEASES_A_TICK, again);
-            let revocations = ended.into_iter().map(revocation).collect();
+            let at = self.now.unix_ms;
+            let revocations = ended.into_iter().map(|id| revocation(id, at)).collect();
             self.propose(revocations);
         }
     }
@@ -308,6 +396,7 @@ impl Driver {
     /// Works off every Ready, in the order that safety asks for: a leader's messages may leave before its own sync,
     /// anyone else's only after; entries are readable before raft is told that they are on their way to disk.
     fn handle_ready(&mut self) -> Result<(), Error> {
+        self.apply_committed()?;
         while self.node.has_ready() {
             let mut ready = self.node.ready();
             let now_leading = ready.ss().map(|state| self.note_role(state)).unwrap_or(false);
@@ -326,8 +415,8 @@ impl Driver {
                     self.readers.confirm(u64::from_le_bytes(context), state.index);
                 }
             }
-            let committed = ready.take_committed_entries();
-            self.apply(committed)?;
+            self.committed.extend(ready.take_committed_entries());
+            self.apply_committed()?;
             if now_leading {
                 self.start_leases();
             }
@@ -336,11 +425,12 @@ impl Driver {
             if let Some(hard_state) = ready.hs() {
                 self.node.mut_store().hard_state = hard_state.clone();
             }
-            if ready.must_sync() {
+            let number = ready.number();
+            if ready.must_sync() || !self.committed.is_empty() {
                 write.hard_state = Some(self.node.store().hard_state.clone());
+                self.commits.push_back((number, self.node.store().hard_state.commit));
             }
             let after = ready.take_persisted_messages();
-            let number = ready.number();
             let in_order = !after.is_empty() || write != Write::default();
             self.node.advance_append_async(ready);
             if in_order {
@@ -357,12 +447,14 @@ impl Driver {
         let applied = self.applied.min(log.persisted).min(log.committed);
         if applied > log.applied {
             self.node.advance_apply_to(applied);
-            let keep = if self.node.raft.prs().is_singleton() { 0 } else { self.sizes.tail };
+            let keep = if self.node.raft.prs().iter().count() == 1 { 0 } else { self.sizes.tail };
             self.node.mut_store().compact(applied, keep);
         }
         let raft = &self.node.raft;
         let leads = raft.state == StateRole::Leader && raft.apply_to_current_term();
-        let alone = leads && raft.prs().is_singleton() && self.applied >= raft.raft_log.committed;
+        // Learners count: they have no vote, but must be sent what got lost.
+        let single = raft.prs().iter().all(|(&id, _)| id == raft.id);
+        let alone = leads && single && self.applied >= raft.raft_log.committed;
         self.shared.gauges.role(self.leader, raft.term, alone);
         if alone && let Some(opened) = self.opened.take() {
             let _ = opened.send(());
@@ -408,10 +500,23 @@ impl Driver {
         self.shared.hub.reset(revision);
         self.keeper.push(keeper::Job::Replace(image.clone()));
         self.applied = position.index;
+        // All of it is in the snapshot.
+        self.committed.clear();
         Ok(image)
     }
 
     /// Applies committed entries, hands out their events, answers who proposed them, and wakes the watchers.
+    /// Applies what is committed, up to a change of members that this member does not yet know durably to be committed.
+    ///
+    /// Were it applied before, and this member restarted without the note that it is committed, it would vote as the
+    /// group was before: one that was alone would find itself elected at once, while the others go on without it.
+    fn apply_committed(&mut self) -> Result<(), Error> {
+        let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable_commit;
+        let ready = self.committed.iter().position(changes).unwrap_or(self.committed.len());
+        let entries = self.committed.drain(..ready).collect();
+        self.apply(entries)
+    }
+
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
         let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
         // Taken apart before the state is locked: readers wait for as little as possible.
@@ -427,7 +532,10 @@ impl Driver {
         for Decoded { position, id, what } in decoded {
             match what {
                 What::Nothing => state.skip(position),
-                What::Members(members) => state.set_members(position, members),
+                What::Members(members) => {
+                    state.set_members(position, members);
+                    answers.extend(id.map(|id| (id, Ok(Answer::Done))));
+                }
                 What::Proposal(Proposal { at, command }) => {
                     // A clock set back must not make the history look young.
                     self.at = self.at.max(at);
@@ -528,8 +636,7 @@ enum What {
     Members(Members),
 }
 
-fn revocation(id: LeaseId) -> Proposed {
-    let at = crate::store::unix_millis();
+fn revocation(id: LeaseId, at: u64) -> Proposed {
     let data = command::encode(&Proposal { at, command: Command::LeaseRevoke { id } });
     let (answer, _) = oneshot::channel();
     Proposed { data, operation: "lease revoke", answer, permit: None }
@@ -547,7 +654,9 @@ fn parse<M: protobuf::Message>(data: &Bytes) -> Result<M, String> {
     message.merge_from_bytes(data).map(|()| message).map_err(|error| error.to_string())
 }
 
-fn message_of(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown".to_owned())
+/// Spreads a number's bits over the whole range.
+fn mix(number: u64) -> u64 {
+    let mut mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed ^ (mixed >> 31)
 }

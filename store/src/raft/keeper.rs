@@ -2,6 +2,7 @@
 //! behind them. None of it is on the way of a commit.
 
 use std::{
+    ops::ControlFlow,
     path::PathBuf,
     sync::{
         Arc,
@@ -56,7 +57,7 @@ pub struct Keeper {
     checkpoint: Option<Checkpoint>,
     disk: Arc<dyn Disk>,
     snapshots: PathBuf,
-    jobs: Arc<Queue<Job>>,
+    pub jobs: Arc<Queue<Job>>,
     waiting: Arc<AtomicUsize>,
     log: Arc<Queue<writer::Job>>,
     inbox: Arc<Queue<Input>>,
@@ -78,18 +79,26 @@ impl Keeper {
     pub fn run(mut self) {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         loop {
-            for job in self.jobs.take(FOR_EVER) {
-                let stop = matches!(job, Job::Stop);
-                if let Err(error) = self.work(job) {
-                    self.inbox.push(Input::Failed(error));
-                    return;
-                }
-                self.waiting.fetch_sub(1, Ordering::Relaxed);
-                if stop {
-                    return;
-                }
+            let jobs = self.jobs.take(FOR_EVER);
+            if self.turn(jobs).is_break() {
+                return;
             }
         }
+    }
+
+    pub fn turn(&mut self, jobs: Vec<Job>) -> ControlFlow<()> {
+        for job in jobs {
+            let stop = matches!(job, Job::Stop);
+            if let Err(error) = self.work(job) {
+                self.inbox.push(Input::Failed(error));
+                return ControlFlow::Break(());
+            }
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            if stop {
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     fn work(&mut self, job: Job) -> Result<(), Error> {

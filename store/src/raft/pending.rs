@@ -115,6 +115,16 @@ impl Readers {
         Some(self.next)
     }
 
+    /// A member that no longer hears of what is new would let its readers wait for ever.
+    pub fn expire(&mut self, now: Duration) {
+        for (_, readers) in &mut self.confirmed {
+            for (_, reader) in readers.extract_if(.., |(since, _)| *since + READ_WAIT < now) {
+                let _ = reader.send(Err(Error::Timeout { operation: "read", waited: READ_WAIT }));
+            }
+        }
+        self.confirmed.retain(|(_, readers)| !readers.is_empty());
+    }
+
     pub fn confirm(&mut self, context: u64, index: u64) {
         if let Some(round) = self.round.take_if(|round| round.context == context) {
             self.confirmed.push((index, round.readers));

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use raft::RawNode;
@@ -17,6 +17,7 @@ use super::{
     driver::Driver,
     keeper::{self, Keeper},
     logger::logger,
+    runner::Runner,
     storage::RaftStorage,
     writer::Writer,
 };
@@ -35,7 +36,7 @@ const FOUNDING: Position = Position { index: 1, term: 1 };
 /// Of every 100 ms a tick; a leader that is not heard of for `ELECTION_TICKS` to twice that is replaced.
 pub const TICK: Duration = Duration::from_millis(100);
 const HEARTBEAT_TICKS: usize = 2;
-const ELECTION_TICKS: usize = 10;
+pub const ELECTION_TICKS: usize = 10;
 /// One message to a follower; larger ones delay heartbeats.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Messages on the way to one follower.
@@ -48,7 +49,8 @@ const COMMITTED_BYTES: u64 = 8 << 20;
 /// What a member is made of.
 pub struct Parts {
     pub member_id: u64,
-    /// Who votes in a group that does not exist yet.
+    /// Who votes in a group that does not exist yet. Nobody, where the group is somebody else's and is to be joined: such
+    /// a member waits for what it is sent.
     pub voters: Vec<u64>,
     pub limits: Limits,
     pub disk: Arc<dyn Disk>,
@@ -108,9 +110,31 @@ pub struct Started {
     pub ready: oneshot::Receiver<()>,
 }
 
-/// Starts a member.
+/// A member that is about to run: three that work by turns, and what their callers need.
+pub struct Member {
+    pub driver: Driver,
+    pub writer: Writer,
+    pub keeper: Keeper,
+    pub started: Started,
+}
+
+/// Starts a member on threads of its own.
 pub fn start(parts: Parts) -> Result<Started, Error> {
     let lock = parts.lock.as_deref().map(lock).transpose()?;
+    // No life of a member makes one proposal a nanosecond, so the time it began is a seed that no other life had.
+    #[expect(clippy::disallowed_methods, reason = "the start is the shell")]
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    let Member { driver, writer, keeper, started } = assemble(parts, seed)?;
+    let inbox = started.inbox.clone();
+    let threads =
+        vec![spawn("store-log", &inbox, move || writer.run())?, spawn("store-keep", &inbox, move || keeper.run())?];
+    let runner = Runner { driver, inbox: inbox.clone(), threads, lock };
+    spawn("store-raft", &inbox, move || runner.run())?;
+    Ok(started)
+}
+
+/// Makes a member of what lies on its disk.
+pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     let (image, origin, checkpoint, fresh) = load(&parts)?;
     let position = image.base.position;
     let at = Start { position, origin };
@@ -118,7 +142,7 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
     if torn > 0 {
         tracing::info!(bytes = torn, "the log ended in a batch that was never finished; it is cut off");
     }
-    let replayed = entries.len();
+    tracing::debug!(index = position.index, entries = entries.len(), "the log is replayed");
     let shared = Arc::new(Shared::new(State::new(image.clone())));
     shared.gauges.log_bytes(log.bytes());
     let storage = RaftStorage::new(shared.clone(), hard_state, entries);
@@ -139,25 +163,19 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
     if fresh {
         handle.push(keeper::Job::Replace(image));
     }
-    let threads =
-        vec![spawn("store-log", &inbox, move || writer.run())?, spawn("store-keep", &inbox, move || keeper.run())?];
     let (opened, ready) = oneshot::channel();
     let driver = Driver::new(super::driver::Parts {
         node,
         shared: shared.clone(),
-        inbox: inbox.clone(),
         log: jobs,
         keeper: handle,
         transport: parts.transport,
         limits: parts.limits,
         sizes: parts.sizes,
-        threads,
         opened,
-        lock,
+        seed,
     });
-    spawn("store-raft", &inbox, move || driver.run())?;
-    tracing::debug!(index = position.index, replayed, "the log is replayed");
-    Ok(Started { shared, inbox, ready })
+    Ok(Member { driver, writer, keeper, started: Started { shared, inbox, ready } })
 }
 
 /// The newest state that can be rebuilt, where it comes from, and whether the checkpoint has to be written anew.
@@ -186,14 +204,15 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
                 None => found_group(parts)?,
             };
             // A checkpoint is only made behind a log: one without the other is a loss, not a beginning.
-            let founding = image.base.position == FOUNDING && path.is_none();
+            let founding = image.base.position <= FOUNDING && path.is_none();
             let origin = if founding { Origin::Founding } else { Origin::Snapshot };
             Ok((image, origin, older.map(|(checkpoint, _)| checkpoint), true))
         }
     }
 }
 
-/// The first snapshot of a new group: it says who votes. It is on disk before there is a log.
+/// The first snapshot of a new group, which says who votes, or of a member that knows nothing yet. It is on disk before
+/// there is a log.
 fn found_group(parts: &Parts) -> Result<Image, Error> {
     let log = parts.disk.list(&parts.log_dir).unwrap_or_default();
     if log.iter().any(|name| name.ends_with(".log")) {
@@ -201,7 +220,8 @@ fn found_group(parts: &Parts) -> Result<Image, Error> {
         return Err(Error::Corrupt { path: parts.snapshot_dir.clone(), offset: 0, reason });
     }
     let members = Members { voters: parts.voters.clone(), ..Members::default() };
-    let base = Base { position: FOUNDING, revision: FIRST_REVISION, members, ..Base::default() };
+    let position = if parts.voters.is_empty() { Position::default() } else { FOUNDING };
+    let base = Base { position, revision: FIRST_REVISION, members, ..Base::default() };
     let image = Image { base, ..Image::default() };
     image::save(&*parts.disk, &parts.snapshot_dir, &image)?;
     Ok(image)
@@ -217,7 +237,9 @@ fn raft_config(member_id: u64, applied: u64) -> raft::Config {
         max_inflight_msgs: INFLIGHT,
         check_quorum: true,
         pre_vote: true,
-        batch_append: true,
+        // Not batched by raft-rs 0.7: it adds entries to an empty append that still waits to be sent, whatever index that
+        // one continues from, and the follower that gets it stops. Whole batches are proposed as one message as it is.
+        batch_append: false,
         max_uncommitted_size: UNCOMMITTED_BYTES,
         max_committed_size_per_ready: COMMITTED_BYTES,
         ..raft::Config::default()

@@ -1,7 +1,7 @@
 //! The log's thread: takes what has gathered, writes it as one batch with one sync, and says so. While it syncs,
 //! the driver gathers the next batch.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, path::PathBuf, sync::Arc, time::Duration};
 
 use raft::eraftpb::Message;
 
@@ -48,41 +48,54 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Works until it is stopped or the disk fails; a failure ends the store and is never retried, as after a failed
-    /// sync nobody knows what the disk has.
+    /// Works until it is stopped or the disk fails.
     pub fn run(mut self) {
-        if let Err(error) = self.work() {
-            self.inbox.push(Input::Failed(error));
+        const FOR_EVER: Duration = Duration::from_secs(3600);
+        loop {
+            let jobs = self.jobs.take(FOR_EVER);
+            if self.turn(jobs).is_break() {
+                return;
+            }
         }
     }
 
-    fn work(&mut self) -> Result<(), Error> {
-        const FOR_EVER: Duration = Duration::from_secs(3600);
-        loop {
-            let mut batch = Batch::default();
-            for job in self.jobs.take(FOR_EVER) {
-                match job {
-                    Job::Write { number, write, messages, image } => {
-                        if let Some(image) = image {
-                            self.flush(&mut batch)?;
-                            image::save(&*self.disk, &self.snapshots, &image)?;
-                        }
-                        batch.add(number, write, messages);
-                        if batch.bytes >= BATCH_BYTES {
-                            self.flush(&mut batch)?;
-                        }
-                    }
-                    Job::Purge { index, snapshot_bytes } => {
+    /// Puts jobs on the disk. A failure ends the store and is never retried, as after a failed sync nobody knows what
+    /// the disk has.
+    pub fn turn(&mut self, jobs: Vec<Job>) -> ControlFlow<()> {
+        self.work(jobs).unwrap_or_else(|error| {
+            self.inbox.push(Input::Failed(error));
+            ControlFlow::Break(())
+        })
+    }
+
+    fn work(&mut self, jobs: Vec<Job>) -> Result<ControlFlow<()>, Error> {
+        let mut batch = Batch::default();
+        for job in jobs {
+            match job {
+                Job::Write { number, write, messages, image } => {
+                    if let Some(image) = image {
                         self.flush(&mut batch)?;
-                        self.log.purge(index)?;
-                        self.shared.gauges.log_bytes(self.log.bytes());
-                        self.inbox.push(Input::Purged { index, snapshot_bytes });
+                        image::save(&*self.disk, &self.snapshots, &image)?;
                     }
-                    Job::Stop => return self.flush(&mut batch),
+                    batch.add(number, write, messages);
+                    if batch.bytes >= BATCH_BYTES {
+                        self.flush(&mut batch)?;
+                    }
+                }
+                Job::Purge { index, snapshot_bytes } => {
+                    self.flush(&mut batch)?;
+                    self.log.purge(index)?;
+                    self.shared.gauges.log_bytes(self.log.bytes());
+                    self.inbox.push(Input::Purged { index, snapshot_bytes });
+                }
+                Job::Stop => {
+                    self.flush(&mut batch)?;
+                    return Ok(ControlFlow::Break(()));
                 }
             }
-            self.flush(&mut batch)?;
         }
+        self.flush(&mut batch)?;
+        Ok(ControlFlow::Continue(()))
     }
 
     fn flush(&mut self, batch: &mut Batch) -> Result<(), Error> {

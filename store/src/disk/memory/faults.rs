@@ -16,6 +16,16 @@ impl MemoryDisk {
         self.lock().fuse = Some(operations);
     }
 
+    /// Whether it has failed, or soon will.
+    pub fn is_failing(&self) -> bool {
+        self.lock().fuse.is_some()
+    }
+
+    /// From now on it says that it has synced, and has not.
+    pub fn ignore_syncs(&self) {
+        self.lock().deaf = true;
+    }
+
     /// How many changes have been made.
     pub fn operations(&self) -> u64 {
         self.lock().operations
@@ -33,6 +43,7 @@ impl MemoryDisk {
             contents,
             next_inode: inner.next_inode,
             fuse: None,
+            deaf: false,
             operations: 0,
         };
         MemoryDisk(Arc::new(Mutex::new(inner)))
