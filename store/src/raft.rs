@@ -9,7 +9,7 @@ pub mod keeper;
 mod logger;
 mod pending;
 mod queue;
-mod recover;
+pub mod recover;
 mod runner;
 mod storage;
 pub mod writer;
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::{
     queue::Queue,
-    recover::{Member, Parts, Sizes, Started, UNCOMMITTED_BYTES, assemble, start},
+    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, start},
 };
 use crate::{
     Error, MemberChange,

@@ -18,9 +18,10 @@ use crate::{
     disk::memory::{MemoryDisk, faults::Dice},
     mvcc::{Limits, Members, State},
     raft::{
-        Input, Member, Parts, Queue, Sizes, Transport, assemble,
+        Input, Parts, Queue, Sizes, Transport,
         driver::{Driver, Now, Turn},
         keeper::{self, Keeper},
+        recover::{Member, assemble},
         writer::{self, Writer},
     },
     shared::Shared,
