@@ -174,7 +174,7 @@ impl Clients {
     fn value(&mut self) -> Bytes {
         self.values += 1;
         // Each value is written once, so that whoever reads it knows who wrote it; some are long.
-        let length = if self.values % 17 == 0 { 900 } else { 6 };
+        let length = if self.values.is_multiple_of(17) { 900 } else { 6 };
         format!("{:0length$}", self.values).into()
     }
 
