@@ -12,6 +12,10 @@ TEST_PACKAGES := iproute2 util-linux procps curl docker-registry skopeo busybox-
 dev: release
 	./target/$(HOST)/release/minik8s dev
 
+# The simulation's seeds; without these two it takes as many other ones as fit into SIM_SECONDS.
+export SIM_SEED ?= 1
+export SIM_SEEDS ?= 200
+
 test: build
 	@.ci/packages $(TEST_PACKAGES)
 	cargo test --locked --workspace
