@@ -7,8 +7,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use raft::{
     RawNode, SoftState, StateRole,
     eraftpb::{
-        ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType,
-        Snapshot,
+        ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
+        MessageType, Snapshot,
     },
 };
 use tokio::sync::oneshot;
@@ -96,9 +96,9 @@ pub struct Driver {
     applied: u64,
     /// Committed and not yet applied, in order.
     committed: VecDeque<Entry>,
-    /// Commit indexes on their way to the disk, by the Ready that they are written with.
-    commits: VecDeque<(u64, u64)>,
-    durable_commit: u64,
+    /// Hard states on their way to the disk, by the Ready that they are written with; and the one that is there.
+    writes: VecDeque<(u64, HardState)>,
+    durable: HardState,
     /// When the newest applied entry was proposed.
     at: u64,
     /// The log's size when it was last cut, and the size of the snapshot written for that.
@@ -112,7 +112,7 @@ impl Driver {
     pub fn new(parts: Parts) -> Driver {
         let Parts { node, shared, log, keeper, transport, limits, sizes, opened, seed } = parts;
         let applied = node.raft.raft_log.applied;
-        let durable_commit = node.store().hard_state.commit;
+        let durable = node.store().hard_state.clone();
         Driver {
             node,
             shared,
@@ -135,8 +135,8 @@ impl Driver {
             role: StateRole::Follower,
             applied,
             committed: VecDeque::new(),
-            commits: VecDeque::new(),
-            durable_commit,
+            writes: VecDeque::new(),
+            durable,
             at: 0,
             log_bytes_cut: 0,
             snapshot_bytes: 0,
@@ -215,9 +215,8 @@ impl Driver {
                     }
                 }
                 Input::Persisted { number, messages } => {
-                    while let Some(&(_, commit)) = self.commits.front().filter(|(written, _)| *written <= number) {
-                        self.durable_commit = commit;
-                        self.commits.pop_front();
+                    while self.writes.front().is_some_and(|(written, _)| *written <= number) {
+                        self.durable = self.writes.pop_front().map_or_else(HardState::default, |(_, state)| state);
                     }
                     self.node.on_persist_ready(number);
                     self.send(messages);
@@ -428,9 +427,17 @@ impl Driver {
             let number = ready.number();
             if ready.must_sync() || !self.committed.is_empty() {
                 write.hard_state = Some(self.node.store().hard_state.clone());
-                self.commits.push_back((number, self.node.store().hard_state.commit));
+                self.writes.push_back((number, self.node.store().hard_state.clone()));
             }
-            let after = ready.take_persisted_messages();
+            let mut after = ready.take_persisted_messages();
+            // A leader need not wait for its own disk, but for the note that it leads: one that elected itself alone, and
+            // restarts without it, would lead the same term once more and send other entries under the same numbers.
+            let messages = if self.durable.term < self.node.raft.term {
+                after.extend(messages);
+                Vec::new()
+            } else {
+                messages
+            };
             let in_order = !after.is_empty() || write != Write::default();
             self.node.advance_append_async(ready);
             if in_order {
@@ -511,7 +518,7 @@ impl Driver {
     /// Were it applied before, and this member restarted without the note that it is committed, it would vote as the
     /// group was before: one that was alone would find itself elected at once, while the others go on without it.
     fn apply_committed(&mut self) -> Result<(), Error> {
-        let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable_commit;
+        let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable.commit;
         let ready = self.committed.iter().position(changes).unwrap_or(self.committed.len());
         let entries = self.committed.drain(..ready).collect();
         self.apply(entries)
