@@ -131,9 +131,6 @@ impl Log {
         records.extend(write.reset.map(Record::Reset));
         records.extend(write.entries.iter().map(Record::Entry));
         records.extend(write.hard_state.as_ref().map(Record::HardState));
-        if let Some(hard_state) = &write.hard_state {
-            self.hard_state = hard_state.clone();
-        }
         let mut buffer = std::mem::take(&mut self.buffer);
         frame::encode(self.next_frame, &records, &mut buffer);
         if self.offset + buffer.len() as u64 > self.capacity {
@@ -142,6 +139,10 @@ impl Log {
             frame::encode(self.next_frame, &records, &mut buffer);
         }
         self.put(&buffer)?;
+        // Only now: a new segment repeats what is on disk, not a commit index whose entries may yet be torn off.
+        if let Some(hard_state) = &write.hard_state {
+            self.hard_state = hard_state.clone();
+        }
         if let Some(reset) = write.reset {
             self.last_index = reset.index;
         }

@@ -221,3 +221,23 @@ fn power_cuts_at_every_operation() {
         }
     }
 }
+
+/// A crash between a new segment's first frame and the batch it was begun for loses the batch, so the hard state that the
+/// first frame repeats must be the one before: else it would say that entries are committed which are not there.
+#[test]
+fn a_new_segment_repeats_the_hard_state_that_is_on_disk() {
+    let disk = MemoryDisk::default();
+    let (mut log, _) = open(&disk, FIRST).unwrap();
+    log.append(&write(vec![entry(2, 1, 10)], 1)).unwrap();
+    let before = disk.list(Path::new(DIR)).unwrap();
+    log.append(&write(vec![entry(3, 1, SEGMENT as usize)], 3)).unwrap();
+    let names = disk.list(Path::new(DIR)).unwrap();
+    let new = names.iter().find(|name| !before.contains(name)).unwrap();
+    disk.damage(&Path::new(DIR).join(new), |bytes| {
+        let first = frame::find(bytes).unwrap().size;
+        bytes[first..].fill(0);
+    });
+    let (_, recovered) = open(&disk, FIRST).unwrap();
+    assert_eq!(indexes(&recovered), [2]);
+    assert_eq!(recovered.hard_state.commit, 1);
+}
