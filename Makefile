@@ -1,5 +1,5 @@
 # `make dev` and `make test` are the two commands of the README: each does all set-up on a fresh Debian 12 with cargo and root.
-.PHONY: dev test lint build release
+.PHONY: dev test simulate lint build release
 
 HOST := $(shell rustc --print host-tuple)
 LIBRARIES := $(firstword $(wildcard /usr/lib/$(shell uname -m)-linux-gnu) /usr/lib)
@@ -12,13 +12,17 @@ TEST_PACKAGES := iproute2 util-linux procps curl docker-registry skopeo busybox-
 dev: release
 	./target/$(HOST)/release/minik8s dev
 
-# The simulation's seeds; without these two it takes as many other ones as fit into SIM_SECONDS.
-export SIM_SEED ?= 1
-export SIM_SEEDS ?= 200
-
+# The same seeds of the simulation each time: `simulate` takes other ones.
+test: export SIM_SEED ?= 1
+test: export SIM_SEEDS ?= 200
 test: build
 	@.ci/packages $(TEST_PACKAGES)
 	cargo test --locked --workspace
+
+# As many seeds as fit into five minutes, other ones each time, on every processor; a failure prints the seed.
+simulate: export SIM_SECONDS ?= 300
+simulate:
+	cargo test --locked --package store --lib sim::seeds_run_clean -- --nocapture
 
 build:
 	@.ci/packages $(BUILD_PACKAGES)

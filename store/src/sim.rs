@@ -14,6 +14,7 @@ mod world;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -47,17 +48,34 @@ fn seeds_run_clean() {
     let most = number("SIM_SEEDS").unwrap_or(u64::MAX);
     let longest =
         number("SIM_SEEDS").map_or(Duration::from_secs(number("SIM_SECONDS").unwrap_or(10)), |_| Duration::MAX);
-    let (mut ran, mut total) = (0, world::Summary::default());
-    while ran < most && begun.elapsed() < longest {
-        let seed = first + ran;
-        match run(seed, None) {
-            Ok(summary) => total.add(&summary),
-            Err(what) => panic!(
-                "seed {seed}: {what}\nto run it again: SIM_SEED={seed} SIM_SEEDS=1 cargo test -p store --lib sim::seeds_run_clean -- --nocapture"
-            ),
+    let workers = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    // Worker by worker every so-manieth seed, so that together they take them in order.
+    let work = |worker: u64| {
+        let (mut ran, mut total) = (0, world::Summary::default());
+        for at in (worker..most).step_by(workers as usize) {
+            if begun.elapsed() >= longest {
+                break;
+            }
+            let seed = first + at;
+            match run(seed, None) {
+                Ok(summary) => total.add(&summary),
+                Err(what) => panic!(
+                    "seed {seed}: {what}\nto run it again: SIM_SEED={seed} SIM_SEEDS=1 cargo test -p store --lib sim::seeds_run_clean -- --nocapture"
+                ),
+            }
+            ran += 1;
         }
-        ran += 1;
-    }
+        (ran, total)
+    };
+    let (mut ran, mut total) = (0, world::Summary::default());
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
+        for thread in threads {
+            let (some, summary) = thread.join().expect("the worker says above which seed it was");
+            ran += some;
+            total.add(&summary);
+        }
+    });
     println!("{ran} seeds from {first} on, clean: {total:?}");
     assert!(total.acknowledged > 0, "nothing happened");
 }

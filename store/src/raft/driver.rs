@@ -592,7 +592,14 @@ impl Driver {
     }
 
     fn change_members(&mut self, change: &ConfChangeV2) -> Result<Members, Error> {
-        self.node.apply_conf_change(change).map(Members::from).map_err(|error| stopped(&error))
+        let members = self.node.apply_conf_change(change).map(Members::from).map_err(|error| stopped(&error))?;
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
+            // A leader before it had asked for this, and it leads no longer what it does not belong to: raft-rs would
+            // let it go on, and panic where it looks for its own progress.
+            raft.become_follower(raft.term, raft::INVALID_ID);
+        }
+        Ok(members)
     }
 
     fn time_lease(&mut self, command: &Command, answer: &Result<Answer, Refusal>, now: u64) {
