@@ -4,7 +4,10 @@
 //! the writes are carried out one after the other on a dumb model, and every answer must be the model's, no write may
 //! come before one that had been answered when it began, and nothing may be there that nobody asked for.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -140,7 +143,7 @@ pub fn history(archive: &Archive, records: &[Record]) -> Result<(), String> {
         }
     }
     let seen = first_seen(&placed);
-    let mut model = Model::new();
+    let (mut model, mut unexplained) = (Model::new(), Vec::new());
     look(&model, looks.remove(&FIRST_REVISION).as_deref().unwrap_or_default(), FIRST_REVISION)?;
     for (&revision, batch) in &archive.batches {
         match writes.remove(&revision).as_deref() {
@@ -153,34 +156,18 @@ pub fn history(archive: &Archive, records: &[Record]) -> Result<(), String> {
                 }
             }
             Some(several) => return Err(format!("revision {revision} was given to {} writes", several.len())),
+            None if ended_with_lease(batch) => {}
             None => {
-                // Of those it may have been, the first: what begins later fits only to later revisions.
+                // What begins later fits only to later revisions.
                 let by = seen.range(revision..).next().map_or(Moment::MAX, |(_, &moment)| moment);
-                let made = |record: &Record, txn: &Txn| {
+                let made = |(record, txn): &(&Record, &Txn)| {
                     record.begun < by && carry_out(&model, txn, revision).1 == batch.events
                 };
-                match unknown.iter().position(|(record, txn)| made(record, txn)) {
-                    Some(at) => {
-                        let (record, _) = unknown.remove(at);
-                        placed.push(Placed {
-                            what: &record.what,
-                            begun: record.begun,
-                            ended: None,
-                            revision,
-                            changes: true,
-                        });
-                    }
-                    None if ended_with_lease(batch) => {}
-                    None => return Err(format!("nobody asked for {batch:?}")),
-                }
+                let makers = (0..unknown.len()).filter(|&at| made(&unknown[at])).collect();
+                unexplained.push(Unexplained { batch, makers });
             }
         }
-        for event in &batch.events {
-            match event.kind {
-                EventKind::Put => drop(model.insert(event.kv.key.clone(), event.kv.clone())),
-                EventKind::Delete => drop(model.remove(&event.kv.key)),
-            }
-        }
+        follow(&mut model, &batch.events);
         look(&model, looks.remove(&revision).as_deref().unwrap_or_default(), revision)?;
     }
     if let Some((revision, _)) = writes.first_key_value() {
@@ -189,7 +176,57 @@ pub fn history(archive: &Archive, records: &[Record]) -> Result<(), String> {
     if let Some((revision, _)) = looks.first_key_value() {
         return Err(format!("somebody saw revision {revision}, which never was"));
     }
+    for (batch, maker) in explain(&unexplained)? {
+        let (record, _) = unknown[maker];
+        let (what, begun) = (&record.what, record.begun);
+        placed.push(Placed { what, begun, ended: None, revision: batch.revision, changes: true });
+    }
     in_real_time(placed)
+}
+
+fn follow(model: &mut Model, events: &[Event]) {
+    for event in events {
+        match event.kind {
+            EventKind::Put => drop(model.insert(event.kv.key.clone(), event.kv.clone())),
+            EventKind::Delete => drop(model.remove(&event.kv.key)),
+        }
+    }
+}
+
+/// A batch that nobody was answered for, and the writes without an answer that would have made it.
+struct Unexplained<'a> {
+    batch: &'a Batch,
+    makers: Vec<usize>,
+}
+
+/// Gives each batch a maker of its own: a maximum matching, by augmenting paths. The first one that fits will not do, as
+/// it may be the only one that fits another batch.
+fn explain<'a>(unexplained: &[Unexplained<'a>]) -> Result<Vec<(&'a Batch, usize)>, String> {
+    fn augment(
+        at: usize,
+        unexplained: &[Unexplained<'_>],
+        taken: &mut BTreeMap<usize, usize>,
+        tried: &mut BTreeSet<usize>,
+    ) -> bool {
+        for &maker in &unexplained[at].makers {
+            if !tried.insert(maker) {
+                continue;
+            }
+            let free = taken.get(&maker).copied().is_none_or(|other| augment(other, unexplained, taken, tried));
+            if free {
+                taken.insert(maker, at);
+                return true;
+            }
+        }
+        false
+    }
+    let mut taken = BTreeMap::new();
+    for at in 0..unexplained.len() {
+        if !augment(at, unexplained, &mut taken, &mut BTreeSet::new()) {
+            return Err(format!("nobody asked for {:?}", unexplained[at].batch));
+        }
+    }
+    Ok(taken.into_iter().map(|(maker, at)| (unexplained[at].batch, maker)).collect())
 }
 
 /// For each revision when it, or a later one, was first in an answer.
@@ -289,7 +326,7 @@ mod tests {
         let (mut archive, mut model, mut results) = (Archive::default(), Model::new(), Vec::new());
         for (txn, revision) in puts.iter().zip(2..) {
             let (result, events) = carry_out(&model, txn, revision);
-            events.iter().for_each(|event| drop(model.insert(event.kv.key.clone(), event.kv.clone())));
+            follow(&mut model, &events);
             archive.add(&Arc::new(Batch { revision, events })).unwrap();
             results.push(result);
         }
@@ -358,5 +395,24 @@ mod tests {
         ] {
             assert!(watches(&archive, &[WatchLog { from: 2, told }]).is_err(), "{what}");
         }
+    }
+
+    /// The first of two writes without an answer would do for both deletes, the second one only for the first delete.
+    #[test]
+    fn of_two_unknown_writes_each_explains_one() {
+        let delete = |end: Option<&'static [u8]>| Txn {
+            then: vec![Op::Delete { start: Bytes::from_static(b"k"), end: end.map(Bytes::from_static) }],
+            ..Txn::default()
+        };
+        let (many, one) = (delete(Some(b"l")), delete(None));
+        let all = [put("k", "1"), one.clone(), put("k", "2"), put("k2", "3"), many.clone()];
+        let (five, results) = archive(&all);
+        let mut records = vec![wrote(1, None, &many, &results[4]), wrote(2, None, &one, &results[1])];
+        for (at, begun) in [(0, 3), (2, 5), (3, 7)] {
+            records.push(wrote(begun, Some(begun + 1), &all[at], &results[at]));
+        }
+        assert_eq!(history(&five, &records), Ok(()));
+        records.remove(1);
+        assert!(history(&five, &records).unwrap_err().contains("nobody asked"));
     }
 }
