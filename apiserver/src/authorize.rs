@@ -52,6 +52,7 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
                 Verdict::Allow
             }
         }
+        Route::Snapshot => Verdict::Deny,
         Route::Resource(target) => match identity.node() {
             Some(node) => node_may(node, target),
             None => Verdict::Deny,
@@ -135,6 +136,7 @@ mod tests {
             (&master, "DELETE", "/api/v1/nodes/a", "yes"),
             (&anonymous, "GET", "/readyz", "yes"),
             (&anonymous, "POST", "/minik8s/v1/join", "yes"),
+            (&anonymous, "GET", "/minik8s/v1/snapshot", "no"),
             (&anonymous, "GET", "/apis", "no"),
             (&anonymous, "GET", "/api/v1/pods", "no"),
             (&account, "GET", "/apis", "yes"),

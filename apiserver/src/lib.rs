@@ -10,7 +10,7 @@
 //! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store
 //! - [`present`] writes the answers
 //!
-//! Beside them: [`discovery`], [`join`] (how nodes come), [`nodeproxy`] (logs and exec), [`bootstrap`].
+//! Beside them: [`discovery`], [`join`] (how nodes come), [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
 //!
 //! Invariants:
 //! - Every write is a transaction that compares what was read, so several servers over one store are safe.
@@ -62,6 +62,7 @@ mod present;
 mod query;
 mod route;
 mod serve;
+mod snapshot;
 mod stored;
 
 #[cfg(test)]
@@ -69,6 +70,8 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
+pub use pki::write as write_private;
+pub use snapshot::{Snapshot, Snapshots};
 
 use allocate::{Cidr, Ranges};
 use bootstrap::Advertised;
@@ -103,6 +106,7 @@ struct Network {
 
 /// What requests share.
 struct App {
+    data_dir: PathBuf,
     store: Store,
     pki: Pki,
     tls: watch::Receiver<Tls>,
@@ -164,6 +168,7 @@ impl Server {
         let (tls_sender, tls) = watch::channel(tls);
         let (stop_sender, stop) = watch::channel(false);
         let app = Arc::new(App {
+            data_dir: config.data_dir.clone(),
             store,
             pki,
             tls: tls.clone(),
@@ -217,6 +222,11 @@ impl Server {
     /// The administrator's kubeconfig.
     pub fn kubeconfig_path(&self) -> PathBuf {
         self.app.pki.kubeconfig.clone()
+    }
+
+    /// Takes snapshots of the cluster, for as long as the store is open.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots { data_dir: self.app.data_dir.clone(), store: self.app.store.clone() }
     }
 
     /// Ends watches, lets other requests finish, and closes the listener.

@@ -393,9 +393,12 @@ fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), Error> {
     write(path, content)
 }
 
-fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+/// Writes a file that only this user may read, and the directories that lead to it: the whole of it, or nothing.
+pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dir(dir)?;
+    let temporary = path.with_extension("tmp");
     let attempt = || -> std::io::Result<()> {
-        let temporary = path.with_extension("tmp");
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -404,9 +407,14 @@ fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        fs::File::open(dir)?.sync_all()
     };
-    attempt().map_err(|source| Error::File { action: "write", path: path.to_owned(), source })
+    let written = attempt();
+    if written.is_err() {
+        // A full disk must not be kept full by half a file.
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map_err(|source| Error::File { action: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

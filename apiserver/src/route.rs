@@ -21,6 +21,8 @@ pub enum Route {
     /// The CA's certificate, for nodes that are about to join.
     CaCerts,
     Join,
+    /// The whole cluster, for a backup.
+    Snapshot,
     /// `/api`: the versions of the core group, or its aggregated discovery.
     CoreDiscovery,
     /// `/apis`
@@ -115,6 +117,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         ["version"] => Route::Version,
         ["cacerts"] => Route::CaCerts,
         ["minik8s", "v1", "join"] => Route::Join,
+        ["minik8s", "v1", "snapshot"] => Route::Snapshot,
         ["openapi", "v2"] => Route::Swagger,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },
@@ -243,6 +246,8 @@ mod tests {
             ("GET", "/cacerts", "CaCerts"),
             ("POST", "/minik8s/v1/join", "Join"),
             ("GET", "/minik8s/v1/join", "405"),
+            ("GET", "/minik8s/v1/snapshot", "Snapshot"),
+            ("POST", "/minik8s/v1/snapshot", "405"),
             ("DELETE", "/version", "405"),
             ("GET", "/api", "CoreDiscovery"),
             ("GET", "/apis", "GroupsDiscovery"),

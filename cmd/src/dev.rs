@@ -21,6 +21,7 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         token: None,
         tls_sans: Vec::new(),
         networks: flags.networks,
+        snapshots: None,
     };
     let mut control_plane = ControlPlane::start(config).await?;
     let kubeconfig = control_plane.server.kubeconfig_path();

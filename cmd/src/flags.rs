@@ -7,6 +7,7 @@ use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{
@@ -34,6 +35,11 @@ pub enum Command {
     Token(DataDir),
     /// Look after a node's images.
     Image(Image),
+    /// Save the cluster to a file, and make a server of one.
+    Snapshot {
+        #[command(subcommand)]
+        action: SnapshotAction,
+    },
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -63,6 +69,12 @@ pub struct Server {
     /// A further name or address for the server's certificate.
     #[arg(long, env = "MINIK8S_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     pub tls_san: Vec<String>,
+    /// How often a snapshot of the cluster is taken into <data-dir>/snapshots, such as 12h or 30m; 0 for never.
+    #[arg(long, env = "MINIK8S_SNAPSHOT_INTERVAL", default_value = "12h", value_name = "TIME", value_parser = duration)]
+    pub snapshot_interval: Duration,
+    /// How many of these snapshots are kept.
+    #[arg(long, env = "MINIK8S_SNAPSHOT_KEEP", default_value = "5", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub snapshot_keep: u32,
     #[command(flatten)]
     pub networks: Networks,
     #[command(flatten)]
@@ -149,6 +161,47 @@ pub struct Dev {
     pub networks: Networks,
     #[command(flatten)]
     pub config: ConfigFile,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum SnapshotAction {
+    /// Save the cluster of the running server to a file. It holds every secret and key: keep it safe.
+    Save {
+        #[command(flatten)]
+        data: DataDir,
+        /// Names the server, where it is not the one of --data-dir; KUBECONFIG otherwise.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        file: PathBuf,
+    },
+    /// List and check the snapshots that the server took on its schedule.
+    Ls {
+        #[command(flatten)]
+        data: DataDir,
+    },
+    /// Fill an empty data directory with the cluster of a snapshot.
+    Restore {
+        #[command(flatten)]
+        data: DataDir,
+        file: PathBuf,
+    },
+}
+
+/// `90s`, `30m`, `12h`, `7d`, or 0.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no length of time such as 30m, 12h or 7d");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 86400,
+        _ => return Err(wrong()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    Ok(Duration::from_secs(u64::from(number) * unit))
 }
 
 #[derive(Args, Debug)]
@@ -241,6 +294,16 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn lengths_of_time() {
+        for (text, seconds) in [("0", Some(0)), ("90s", Some(90)), ("12h", Some(43200)), ("7d", Some(604_800))] {
+            assert_eq!(duration(text).ok().map(|time| time.as_secs()), seconds, "{text}");
+        }
+        for text in ["", "h", "12", "-1h", "1.5h", "12 h", "1h30m", "9h\u{e9}"] {
+            assert!(duration(text).is_err_and(|e| e.contains("12h")), "{text}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! - [`flags`] for the command line, the environment and the config file
 //! - [`server`], [`agent`], [`dev`]: the three ways to run
-//! - [`image`], [`info`]: small tools
+//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule
 //! - [`stop`] for signals
 //!
 //! Exit codes: 0 stopped, 1 failed (one line on stderr says what and what to do), 2 wrong usage.
@@ -15,6 +15,7 @@ mod server;
 
 mod image;
 mod info;
+mod snapshot;
 
 mod stop;
 
@@ -54,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Dev(flags) => with_runtime(dev::run(flags)),
         Command::Token(flags) => info::token(&flags),
         Command::Image(flags) => with_runtime(image::run(flags)),
+        Command::Snapshot { action } => with_runtime(snapshot::run(action)),
         Command::Version => info::version(),
         Command::Completion { shell } => info::completion(shell),
     }

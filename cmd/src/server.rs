@@ -9,7 +9,11 @@ use anyhow::{Context, Result};
 use client::Client;
 use tokio::task::JoinSet;
 
-use crate::{flags, stop};
+use crate::{
+    flags,
+    snapshot::{self, Schedule},
+    stop,
+};
 
 pub async fn run(flags: flags::Server) -> Result<()> {
     let config = Config {
@@ -19,6 +23,8 @@ pub async fn run(flags: flags::Server) -> Result<()> {
         token: flags.token,
         tls_sans: flags.tls_san,
         networks: flags.networks,
+        snapshots: (!flags.snapshot_interval.is_zero())
+            .then_some(Schedule { interval: flags.snapshot_interval, keep: flags.snapshot_keep as usize }),
     };
     let mut control_plane = ControlPlane::start(config).await?;
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
@@ -39,6 +45,8 @@ pub struct Config {
     pub token: Option<String>,
     pub tls_sans: Vec<String>,
     pub networks: flags::Networks,
+    /// None takes no snapshots.
+    pub snapshots: Option<Schedule>,
 }
 
 /// A running control plane. The loops end when this is dropped; [`ControlPlane::stop`] also drains and flushes.
@@ -85,6 +93,13 @@ impl ControlPlane {
             controllers::run(manager, settings).await;
             "the controllers"
         });
+        if let Some(schedule) = config.snapshots {
+            let keeping = snapshot::keep(server.snapshots(), config.data_dir, schedule);
+            loops.spawn(async move {
+                keeping.await;
+                "the schedule of snapshots"
+            });
+        }
         Ok(ControlPlane { server, store, loops })
     }
 

@@ -36,6 +36,8 @@ pub enum Error {
     /// Bytes on disk that were once acknowledged cannot be read back. Never repaired silently.
     #[error("{} is corrupt at byte {offset}: {reason}; restore the directory from another member or a snapshot", path.display())]
     Corrupt { path: PathBuf, offset: u64, reason: String },
+    #[error("{} exists already: it is never written over", path.display())]
+    Exists { path: PathBuf },
     #[error("{} is in use by another process", path.display())]
     InUse { path: PathBuf },
 }

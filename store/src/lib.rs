@@ -10,6 +10,7 @@
 //! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
+//! - `backup`: all of it as one file, and back;
 //! - `raft`: the loop that drives it all;
 //! - `sim` (tests only): groups of members in one thread, by seed.
 //!
@@ -21,6 +22,7 @@
 //! - nothing grows without bound: proposals by permits, history by limits, watchers by the history, the log by
 //!   snapshots.
 
+mod backup;
 mod checkpoint;
 mod command;
 mod disk;
@@ -35,6 +37,7 @@ mod store;
 mod types;
 mod watch;
 
+pub use backup::{Contents, restore};
 pub use error::{Error, WatchError};
 pub use store::{Config, Status, Store};
 pub use types::{

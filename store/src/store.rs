@@ -14,7 +14,7 @@ use crate::{
     command::{self, Command, Proposal},
     disk::{Disk, RealDisk, memory::MemoryDisk},
     log::failed,
-    mvcc::{Answer, Limits, Refusal},
+    mvcc::{Answer, Image, Limits, Refusal},
     raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, UNCOMMITTED_BYTES},
     shared::Shared,
     types::in_range,
@@ -139,6 +139,10 @@ impl Store {
     /// The applied state as it is now: a pointer copy.
     pub fn snapshot(&self) -> Snapshot {
         self.shared.state().snapshot()
+    }
+
+    pub(crate) fn image(&self) -> Image {
+        self.shared.state().image()
     }
 
     /// The state as it was at `revision`.

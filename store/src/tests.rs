@@ -1,5 +1,6 @@
 //! The whole store, from the outside in: crashes, restarts, watches, three members.
 
+mod backup;
 mod crash;
 mod members;
 mod restart;

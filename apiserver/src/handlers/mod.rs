@@ -18,6 +18,7 @@ use crate::{
     present::{self, View},
     query::Query,
     route::{Route, Target, Verb},
+    snapshot,
 };
 
 mod read;
@@ -97,6 +98,7 @@ pub async fn handle(
         Route::Version => Ok(present::value(StatusCode::OK, form, &version())),
         Route::CaCerts => Ok(present::bytes(StatusCode::OK, "application/x-pem-file", app.pki.ca_pem.clone())),
         Route::Join => join::join(&app, &identity, request).await,
+        Route::Snapshot => snapshot::answer(&app).await,
         Route::CoreDiscovery => discovery::core(&app, headers),
         Route::GroupsDiscovery => discovery::groups(&app, headers),
         Route::GroupDiscovery { group } => discovery::group(&group, form),

@@ -3,4 +3,5 @@
 mod bad_input;
 mod faults;
 mod kubectl;
+mod snapshot;
 mod web_app;

@@ -189,6 +189,13 @@ impl Driver {
         self.now.since_start
     }
 
+    /// A received snapshot is not on the disk yet. Raft must not campaign meanwhile: it would look in the log, which is gone,
+    /// for changes of members that it has not applied.
+    fn is_installing(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        log.applied + 1 < log.first_index()
+    }
+
     fn may_stop(&mut self) -> bool {
         let Some((since, _)) = &self.stop else { return false };
         let busy = !self.proposals.is_empty() || self.node.raft.lead_transferee.is_some();
@@ -208,6 +215,11 @@ impl Driver {
                 Input::Propose(one) => proposed.push(one),
                 Input::Change { change, answer } => self.change(change, answer),
                 Input::Read(reader) => self.readers.add(self.now(), reader),
+                Input::Message(message)
+                    if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow =>
+                {
+                    tracing::debug!("asked to lead while a snapshot is on its way to the disk");
+                }
                 Input::Message(message) => {
                     // A message that makes no sense (any more) is the sender's trouble.
                     if let Err(error) = self.node.step(*message) {
@@ -359,7 +371,7 @@ impl Driver {
         let alone = self.shared.gauges.is_alone();
         // Late ticks are not made up for: time in which this thread did not run is no sign of a dead leader.
         self.next_tick = now + if alone { LONE_TICK } else { TICK };
-        if !alone {
+        if !alone && !self.is_installing() {
             // raft-rs draws the time at random. One draw for each term and election, so that two members that were
             // even once are not so for ever.
             let draw = mix(self.seed ^ self.node.raft.term.rotate_left(32) ^ self.elections);

@@ -1,0 +1,281 @@
+//! `minik8s snapshot`: the cluster as one file, taken from a running server by hand or on its schedule, and a new server
+//! made of such a file.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use apiserver::{Snapshots, write_private};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::Value;
+use store::Contents;
+
+use crate::flags::SnapshotAction;
+
+const EXTENSION: &str = "snapshot";
+/// A large store on a slow machine takes a while; a server that does not answer at all shows earlier.
+const ANSWER: Duration = Duration::from_secs(600);
+const CONNECT: Duration = Duration::from_secs(10);
+/// After a scheduled snapshot failed.
+const RETRY: Duration = Duration::from_secs(300);
+
+/// When the server takes snapshots by itself.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    pub interval: Duration,
+    pub keep: usize,
+}
+
+pub async fn run(action: SnapshotAction) -> Result<()> {
+    match action {
+        SnapshotAction::Save { data, kubeconfig, file } => {
+            let archive = ask(&find_kubeconfig(&data.data_dir, kubeconfig)?).await?;
+            let contents = save(&file, &archive)?;
+            println!("{}: {}", file.display(), describe(contents, archive.len() as u64));
+        }
+        SnapshotAction::Ls { data } => {
+            for path in in_dir(&dir(&data.data_dir))? {
+                match inspect(&path) {
+                    Ok((contents, bytes)) => println!("{}\t{}", path.display(), describe(contents, bytes)),
+                    // The schedule has removed it meanwhile.
+                    Err(_) if !path.exists() => {}
+                    Err(error) => println!("{}\tdamaged: {error:#}", path.display()),
+                }
+            }
+        }
+        SnapshotAction::Restore { data, file } => {
+            let contents = restore(&data.data_dir, &file)?;
+            println!("restored {} keys as of revision {}", contents.keys, contents.revision);
+            println!("start it with:  minik8s server --data-dir {}", data.data_dir.display());
+        }
+    }
+    Ok(())
+}
+
+fn describe(Contents { revision, keys }: Contents, bytes: u64) -> String {
+    format!("revision {revision}, {keys} keys, {bytes} bytes")
+}
+
+/// Writes an archive and reads it back: what is kept for the worst day must be readable on the first.
+fn save(file: &Path, archive: &[u8]) -> Result<Contents> {
+    ensure!(!file.exists(), "{} exists already: choose another name", file.display());
+    write_private(file, archive)?;
+    let (contents, _) = inspect(file).with_context(|| format!("{} was written and cannot be used", file.display()))?;
+    Ok(contents)
+}
+
+fn read(file: &Path) -> Result<(apiserver::Snapshot, u64)> {
+    let archive = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+    let snapshot = apiserver::Snapshot::read(&archive).map_err(anyhow::Error::msg);
+    Ok((snapshot.with_context(|| format!("read {}", file.display()))?, archive.len() as u64))
+}
+
+fn inspect(file: &Path) -> Result<(Contents, u64)> {
+    let (snapshot, bytes) = read(file)?;
+    let contents = Contents::of(snapshot.image).map_err(anyhow::Error::msg);
+    Ok((contents.with_context(|| format!("the store in {}", file.display()))?, bytes))
+}
+
+/// Fills a data directory that has no cluster. The store comes last, so that a restore which was cut off can be repeated.
+fn restore(data_dir: &Path, file: &Path) -> Result<Contents> {
+    let (snapshot, _) = read(file)?;
+    Contents::of(snapshot.image.clone())
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("the store in {}", file.display()))?;
+    let store = store::Config::new(data_dir.join("store"));
+    let taken = |path: &Path| {
+        format!("{} exists: restore into an empty --data-dir, or move what is there aside first", path.display())
+    };
+    ensure!(!store.dir.exists(), taken(&store.dir));
+    for (name, content) in &snapshot.files {
+        let path = data_dir.join(name);
+        match fs::read(&path) {
+            Ok(there) => ensure!(there == *content, taken(&path)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_private(&path, content)?,
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        }
+    }
+    Ok(store::restore(&store, snapshot.image)?)
+}
+
+/// The kubeconfig named, the one of the server in the data directory, or the one that kubectl would take.
+fn find_kubeconfig(data_dir: &Path, named: Option<PathBuf>) -> Result<PathBuf> {
+    let own = data_dir.join("kubeconfig.yaml");
+    match named {
+        Some(path) => Ok(path),
+        None if own.exists() => Ok(own),
+        None => match std::env::var_os("KUBECONFIG") {
+            Some(path) if !path.is_empty() => Ok(path.into()),
+            _ => bail!("no server in --data-dir {}: name another, or a --kubeconfig", data_dir.display()),
+        },
+    }
+}
+
+/// Asks the server that a kubeconfig names for a snapshot.
+async fn ask(kubeconfig: &Path) -> Result<Vec<u8>> {
+    let text = fs::read_to_string(kubeconfig).with_context(|| format!("read {}", kubeconfig.display()))?;
+    let config: Value = serde_saphyr::from_str(&text).with_context(|| format!("read {}", kubeconfig.display()))?;
+    let within = || format!("use {}", kubeconfig.display());
+    let (cluster, user) = current(&config).with_context(within)?;
+    let base = kubeconfig.parent().unwrap_or(Path::new("."));
+    let server = cluster["server"].as_str().context("its cluster has no server").with_context(within)?;
+    let mut builder = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .timeout(ANSWER);
+    if let Some(pem) = material(cluster, "certificate-authority", base).with_context(within)? {
+        builder = builder.tls_certs_only([reqwest::Certificate::from_pem(&pem).with_context(within)?]);
+    }
+    if let Some(mut pem) = material(user, "client-certificate", base).with_context(within)? {
+        pem.push(b'\n');
+        pem.extend(material(user, "client-key", base).with_context(within)?.unwrap_or_default());
+        builder = builder.identity(reqwest::Identity::from_pem(&pem).with_context(within)?);
+    }
+    let mut request = builder.build()?.get(format!("{}/minik8s/v1/snapshot", server.trim_end_matches('/')));
+    if let Some(token) = user["token"].as_str() {
+        request = request.bearer_auth(token);
+    }
+    let answer = request.send().await.with_context(|| format!("ask {server} for a snapshot"))?;
+    let status = answer.status();
+    let body = answer.bytes().await.with_context(|| format!("receive the snapshot from {server}"))?;
+    if !status.is_success() {
+        let message = serde_json::from_slice::<Value>(&body).ok();
+        let message = message.as_ref().and_then(|status| status["message"].as_str()).unwrap_or_default();
+        bail!("{server} gives no snapshot: {status} {message}");
+    }
+    Ok(body.into())
+}
+
+/// The cluster and the user of a kubeconfig's current context.
+fn current(config: &Value) -> Result<(&Value, &Value)> {
+    let named = |list: &str, name: &Value, what: &'static str| {
+        let entry = config[list].as_array().into_iter().flatten().find(|entry| entry["name"] == *name);
+        entry.map(|entry| &entry[what]).with_context(|| format!("it has no {what} named {name}"))
+    };
+    let context = named("contexts", &config["current-context"], "context")?;
+    Ok((named("clusters", &context["cluster"], "cluster")?, named("users", &context["user"], "user")?))
+}
+
+/// A certificate or key that stands in the kubeconfig itself, or in a file beside it.
+fn material(entry: &Value, name: &str, base: &Path) -> Result<Option<Vec<u8>>> {
+    if let Some(data) = entry[format!("{name}-data")].as_str() {
+        return Ok(Some(BASE64_STANDARD.decode(data).with_context(|| format!("{name}-data"))?));
+    }
+    let Some(path) = entry[name].as_str().map(|path| base.join(path)) else { return Ok(None) };
+    Ok(Some(fs::read(&path).with_context(|| format!("read {}", path.display()))?))
+}
+
+/// Where scheduled snapshots lie.
+fn dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("snapshots")
+}
+
+/// The snapshots in a directory, oldest first: their names begin with the time.
+fn in_dir(dir: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("list {}", dir.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Takes snapshots for as long as the server runs. A restart does not begin the interval anew.
+pub async fn keep(snapshots: Snapshots, data_dir: PathBuf, schedule: Schedule) {
+    let dir = dir(&data_dir);
+    let mut begun = now();
+    loop {
+        let newest = in_dir(&dir).ok().and_then(|found| fs::metadata(found.last()?).ok()?.modified().ok());
+        tokio::time::sleep(due(newest, begun, now(), schedule.interval)).await;
+        let taken = match snapshots.take().await {
+            Ok(archive) => {
+                let (dir, schedule) = (dir.clone(), schedule.clone());
+                let kept = tokio::task::spawn_blocking(move || keep_one(&dir, &archive, schedule.keep)).await;
+                kept.map_err(anyhow::Error::from).flatten()
+            }
+            Err(what) => Err(anyhow::Error::msg(what)),
+        };
+        if let Err(error) = taken {
+            tracing::error!("no snapshot could be taken, trying again in {} s: {error:#}", RETRY.as_secs());
+            tokio::time::sleep(RETRY).await;
+        }
+        begun = now();
+    }
+}
+
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
+/// How long from `now` until the next one, when the newest is from `newest`, or there is none and the server began at
+/// `begun`. A clock set back must not put it off for longer than the interval.
+fn due(newest: Option<SystemTime>, begun: SystemTime, now: SystemTime, interval: Duration) -> Duration {
+    let since = now.duration_since(newest.unwrap_or(begun)).unwrap_or_default();
+    interval.saturating_sub(since)
+}
+
+/// Writes a scheduled snapshot, and removes the oldest ones beyond `keep`.
+fn keep_one(dir: &Path, archive: &[u8], keep: usize) -> Result<()> {
+    let seconds = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+    let time = jiff::Timestamp::from_second(seconds)?.strftime("%Y%m%dT%H%M%SZ");
+    save(&dir.join(format!("{time}.{EXTENSION}")), archive)?;
+    let found = in_dir(dir)?;
+    for old in &found[..found.len().saturating_sub(keep)] {
+        fs::remove_file(old).with_context(|| format!("remove {}", old.display()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_the_next_one_is_due() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let hour = Duration::from_secs(3600);
+        for (newest, begun, now, wait) in [
+            (None, 1000, 1000, 3600),
+            (None, 1000, 1600, 3000),
+            (Some(400), 1000, 1000, 3000),
+            (Some(400), 1000, 9000, 0),
+            (Some(9000), 1000, 1000, 3600),
+        ] {
+            let due = due(newest.map(at), at(begun), at(now), hour);
+            assert_eq!(due.as_secs(), wait, "{newest:?} {begun} {now}");
+        }
+    }
+
+    #[test]
+    fn a_kubeconfig_is_read() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("ca.crt"), "pem").expect("written");
+        let config: Value = serde_saphyr::from_str(
+            "current-context: b\ncontexts:\n- {name: a, context: {cluster: x, user: x}}\n- {name: b, context: {cluster: c, user: u}}\n\
+             clusters:\n- {name: c, cluster: {server: 'https://h:1', certificate-authority: ca.crt}}\n\
+             users:\n- {name: u, user: {client-key-data: a2V5, client-certificate-data: '?'}}\n",
+        )
+        .expect("YAML");
+        let (cluster, user) = current(&config).expect("a context");
+        assert_eq!(cluster["server"], "https://h:1");
+        let of = |entry, name| material(entry, name, dir.path());
+        assert_eq!(of(cluster, "certificate-authority").expect("read"), Some(b"pem".to_vec()));
+        assert_eq!(of(user, "client-key").expect("read"), Some(b"key".to_vec()));
+        assert_eq!(of(cluster, "client-key").expect("none"), None);
+        assert!(of(user, "client-certificate").is_err());
+        let error = current(&Value::Null).expect_err("no context");
+        assert!(error.to_string().contains("no context"), "{error}");
+    }
+}
