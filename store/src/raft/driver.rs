@@ -524,18 +524,37 @@ impl Driver {
         Ok(image)
     }
 
-    /// Applies committed entries, hands out their events, answers who proposed them, and wakes the watchers.
     /// Applies what is committed, up to a change of members that this member does not yet know durably to be committed.
     ///
     /// Were it applied before, and this member restarted without the note that it is committed, it would vote as the
     /// group was before: one that was alone would find itself elected at once, while the others go on without it.
     fn apply_committed(&mut self) -> Result<(), Error> {
         let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable.commit;
-        let ready = self.committed.iter().position(changes).unwrap_or(self.committed.len());
+        let waits = |entry: &Entry| changes(entry) || self.leaves_unheard(entry);
+        let ready = self.committed.iter().position(waits).unwrap_or(self.committed.len());
         let entries = self.committed.drain(..ready).collect();
         self.apply(entries)
     }
 
+    /// Whether `entry` removes this member, which leads, and those who stay do not know yet that it is committed. Once it
+    /// is applied nobody here tells them, and without this member's vote they could elect nobody who does.
+    fn leaves_unheard(&self, entry: &Entry) -> bool {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader || entry.entry_type != EntryType::EntryConfChangeV2 {
+            return false;
+        }
+        let removes_me =
+            |change: &ConfChangeSingle| change.node_id == raft.id && change.change_type == ConfChangeType::RemoveNode;
+        if !parse::<ConfChangeV2>(&entry.data).is_ok_and(|change| change.changes.iter().any(removes_me)) {
+            return false;
+        }
+        let voters = raft.prs().conf().voters().ids();
+        let others: Vec<u64> = voters.iter().filter(|&id| id != raft.id).collect();
+        let knows = |id: &&u64| raft.prs().get(**id).is_some_and(|other| other.committed_index >= entry.index);
+        others.iter().filter(knows).count() * 2 <= others.len()
+    }
+
+    /// Applies entries, hands out their events, answers who proposed them, and wakes the watchers.
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
         let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
         // Taken apart before the state is locked: readers wait for as little as possible.

@@ -133,9 +133,12 @@ impl World {
 
     /// Asks the leader to make the group larger or smaller, or to go on with what was begun.
     fn change_members(&mut self) {
-        // Some of those removed before do not know it yet, and are still there.
-        for id in self.removed() {
-            self.slots.remove(&id);
+        // Some of those removed before do not know it yet, and are still there. They are switched off when those who stay
+        // know: before, they may still be needed to elect somebody.
+        if self.those_who_stay_know() {
+            for id in self.removed() {
+                self.slots.remove(&id);
+            }
         }
         let leader = self.slots.iter().find_map(|(&id, slot)| {
             let live = slot.live.as_ref().filter(|live| live.shared.gauges.leader() == id)?;

@@ -493,6 +493,16 @@ impl World {
         self.ever.iter().filter(gone).copied().collect()
     }
 
+    /// Whether most of the voters have applied what made the group what it is.
+    pub fn those_who_stay_know(&self) -> bool {
+        let (index, members) = &self.members;
+        let knows = |id: &&u64| {
+            let live = self.slots.get(id).and_then(|slot| slot.live.as_ref());
+            live.is_some_and(|live| live.shared.state().position().index >= *index)
+        };
+        members.voters.iter().filter(knows).count() * 2 > members.voters.len()
+    }
+
     fn is_at_rest(&mut self) -> bool {
         self.settle_clients();
         let members = &self.members.1;
