@@ -124,7 +124,7 @@ impl Driver {
             opened: Some(opened),
             seed,
             proposals: Proposals::default(),
-            readers: Readers::default(),
+            readers: Readers::new(seed),
             leases: LeaseClock::default(),
             now: Now::default(),
             next_tick: TICK,

@@ -91,6 +91,12 @@ struct Round {
 }
 
 impl Readers {
+    /// `seed` differs between the lives of a member: a confirmation that was under way to an earlier life, for an index of
+    /// then, must not be taken for one that a reader of this life waits for.
+    pub fn new(seed: u64) -> Readers {
+        Readers { next: seed, ..Readers::default() }
+    }
+
     pub fn add(&mut self, now: Duration, reader: Reader) {
         self.waiting.push((now, reader));
     }
@@ -110,7 +116,7 @@ impl Readers {
         if readers.is_empty() {
             return None;
         }
-        self.next += 1;
+        self.next = self.next.wrapping_add(1);
         self.round = Some(Round { context: self.next, asked: now, readers });
         Some(self.next)
     }
