@@ -153,3 +153,29 @@ impl Readers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A confirmation that comes late, after a crash, is for a reader that is gone.
+    #[test]
+    fn a_confirmation_of_an_earlier_life_confirms_nothing() {
+        let ask = |readers: &mut Readers| {
+            let (reader, answer) = oneshot::channel();
+            readers.add(Duration::ZERO, reader);
+            (readers.begin(Duration::ZERO).expect("a round begins"), answer)
+        };
+        let (before, _) = ask(&mut Readers::new(7));
+        let mut readers = Readers::new(7_000_000);
+        let (now, mut answer) = ask(&mut readers);
+        readers.confirm(before, 5);
+        readers.applied(5);
+        assert!(answer.try_recv().is_err(), "answered by what another life was told");
+        readers.confirm(now, 9);
+        readers.applied(8);
+        assert!(answer.try_recv().is_err(), "answered before the index was applied");
+        readers.applied(9);
+        assert!(matches!(answer.try_recv(), Ok(Ok(()))));
+    }
+}
