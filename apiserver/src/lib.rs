@@ -70,8 +70,8 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
-pub use pki::write as write_private;
-pub use snapshot::{Snapshot, Snapshots};
+pub use pki::{create_dir as create_private_dir, write as write_private};
+pub use snapshot::{Snapshot, Snapshots, Taken};
 
 use allocate::{Cidr, Ranges};
 use bootstrap::Advertised;
@@ -134,6 +134,10 @@ struct Tls {
 impl App {
     fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots { data_dir: self.data_dir.clone(), store: self.store.clone() }
     }
 
     fn advertised(&self) -> String {
@@ -226,7 +230,7 @@ impl Server {
 
     /// Takes snapshots of the cluster, for as long as the store is open.
     pub fn snapshots(&self) -> Snapshots {
-        Snapshots { data_dir: self.app.data_dir.clone(), store: self.app.store.clone() }
+        self.app.snapshots()
     }
 
     /// Ends watches, lets other requests finish, and closes the listener.

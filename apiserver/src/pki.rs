@@ -373,7 +373,8 @@ fn parse_certificate(pem: &str) -> Result<CertificateDer<'static>, String> {
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| e.to_string())
 }
 
-fn create_dir(path: &Path) -> Result<(), Error> {
+/// Makes a directory, and those that lead to it, for this user only.
+pub fn create_dir(path: &Path) -> Result<(), Error> {
     let file = |source| Error::File { action: "create the directory", path: path.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file)
 }
@@ -393,11 +394,12 @@ fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), Error> {
     write(path, content)
 }
 
-/// Writes a file that only this user may read, and the directories that lead to it: the whole of it, or nothing.
+/// Writes a file that only this user may read, into a directory that is there: the whole of it, or nothing.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    create_dir(dir)?;
-    let temporary = path.with_extension("tmp");
+    // Behind the whole name, so that it can hardly be the name of somebody else's file.
+    let mut temporary = path.to_owned();
+    temporary.as_mut_os_string().push(".draft");
     let attempt = || -> std::io::Result<()> {
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),

@@ -11,7 +11,7 @@ use api::status::{Reason, Status};
 use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use store::Store;
+use store::{Revision, Store};
 
 use crate::{App, present};
 
@@ -64,13 +64,24 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// The archive of the cluster as it is now, for [`Snapshot::read`].
-    pub async fn take(&self) -> Result<Vec<u8>, String> {
+    /// The cluster as it is now.
+    pub async fn take(&self) -> Result<Taken, String> {
         self.store.read_barrier().await.map_err(|error| error.to_string())?;
         let Snapshots { data_dir, store } = self.clone();
-        let packed = tokio::task::spawn_blocking(move || pack(&data_dir, &store.export())).await;
-        packed.map_err(|error| error.to_string())?
+        let packed = tokio::task::spawn_blocking(move || {
+            let (revision, image) = store.export();
+            Ok(Taken { revision, archive: pack(&data_dir, &image)? })
+        });
+        packed.await.map_err(|error| error.to_string())?
     }
+}
+
+/// A snapshot just taken.
+pub struct Taken {
+    /// Goes up from each to the next, whatever the clock does.
+    pub revision: Revision,
+    /// For [`Snapshot::read`].
+    pub archive: Vec<u8>,
 }
 
 fn pack(data_dir: &Path, image: &[u8]) -> Result<Vec<u8>, String> {
@@ -90,12 +101,9 @@ fn pack(data_dir: &Path, image: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 pub async fn answer(app: &App) -> Result<Response<Body>, Status> {
-    let snapshots = Snapshots { data_dir: app.data_dir.clone(), store: app.store.clone() };
-    let archive = snapshots
-        .take()
-        .await
-        .map_err(|what| Status::new(Reason::InternalError, format!("take a snapshot: {what}")))?;
-    Ok(present::bytes(StatusCode::OK, "application/x-tar", archive))
+    let taken = app.snapshots().take().await;
+    let taken = taken.map_err(|what| Status::new(Reason::InternalError, format!("take a snapshot: {what}")))?;
+    Ok(present::bytes(StatusCode::OK, "application/x-tar", taken.archive))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use apiserver::{Snapshots, write_private};
+use apiserver::{Snapshots, Taken, create_private_dir, write_private};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::Value;
 use store::Contents;
@@ -32,12 +32,13 @@ pub struct Schedule {
 pub async fn run(action: SnapshotAction) -> Result<()> {
     match action {
         SnapshotAction::Save { data, kubeconfig, file } => {
+            ensure!(!file.exists(), "{} exists already: choose another name", file.display());
             let archive = ask(&find_kubeconfig(&data.data_dir, kubeconfig)?).await?;
             let contents = save(&file, &archive)?;
             println!("{}: {}", file.display(), describe(contents, archive.len() as u64));
         }
         SnapshotAction::Ls { data } => {
-            for path in in_dir(&dir(&data.data_dir))? {
+            for path in in_dir(&dir(&data.data_dir), EXTENSION)? {
                 match inspect(&path) {
                     Ok((contents, bytes)) => println!("{}\t{}", path.display(), describe(contents, bytes)),
                     // The schedule has removed it meanwhile.
@@ -61,9 +62,13 @@ fn describe(Contents { revision, keys }: Contents, bytes: u64) -> String {
 
 /// Writes an archive and reads it back: what is kept for the worst day must be readable on the first.
 fn save(file: &Path, archive: &[u8]) -> Result<Contents> {
-    ensure!(!file.exists(), "{} exists already: choose another name", file.display());
     write_private(file, archive)?;
-    let (contents, _) = inspect(file).with_context(|| format!("{} was written and cannot be used", file.display()))?;
+    let inspected = inspect(file);
+    if inspected.is_err() {
+        // It must not stand beside good ones, and be taken for one.
+        let _ = fs::remove_file(file);
+    }
+    let (contents, _) = inspected.with_context(|| format!("{} could not be read back", file.display()))?;
     Ok(contents)
 }
 
@@ -90,6 +95,7 @@ fn restore(data_dir: &Path, file: &Path) -> Result<Contents> {
         format!("{} exists: restore into an empty --data-dir, or move what is there aside first", path.display())
     };
     ensure!(!store.dir.exists(), taken(&store.dir));
+    create_private_dir(&data_dir.join("tls"))?;
     for (name, content) in &snapshot.files {
         let path = data_dir.join(name);
         match fs::read(&path) {
@@ -107,10 +113,12 @@ fn find_kubeconfig(data_dir: &Path, named: Option<PathBuf>) -> Result<PathBuf> {
     match named {
         Some(path) => Ok(path),
         None if own.exists() => Ok(own),
-        None => match std::env::var_os("KUBECONFIG") {
-            Some(path) if !path.is_empty() => Ok(path.into()),
-            _ => bail!("no server in --data-dir {}: name another, or a --kubeconfig", data_dir.display()),
-        },
+        // A list of files, of which kubectl takes no notice of those that are not there.
+        None => std::env::var_os("KUBECONFIG")
+            .and_then(|paths| std::env::split_paths(&paths).find(|path| path.is_file()))
+            .with_context(|| {
+                format!("no server in --data-dir {}: name another, or a --kubeconfig", data_dir.display())
+            }),
     }
 }
 
@@ -174,8 +182,8 @@ fn dir(data_dir: &Path) -> PathBuf {
     data_dir.join("snapshots")
 }
 
-/// The snapshots in a directory, oldest first: their names begin with the time.
-fn in_dir(dir: &Path) -> Result<Vec<PathBuf>> {
+/// The snapshots in a directory, oldest first: their names begin with the revision, as a clock may have been set back.
+fn in_dir(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -184,7 +192,7 @@ fn in_dir(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.with_context(|| format!("list {}", dir.display()))?.path();
-        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+        if path.extension().is_some_and(|its| its == extension) {
             found.push(path);
         }
     }
@@ -195,14 +203,14 @@ fn in_dir(dir: &Path) -> Result<Vec<PathBuf>> {
 /// Takes snapshots for as long as the server runs. A restart does not begin the interval anew.
 pub async fn keep(snapshots: Snapshots, data_dir: PathBuf, schedule: Schedule) {
     let dir = dir(&data_dir);
-    let mut begun = now();
+    let begun = now();
     loop {
-        let newest = in_dir(&dir).ok().and_then(|found| fs::metadata(found.last()?).ok()?.modified().ok());
+        let newest = in_dir(&dir, EXTENSION).ok().and_then(|found| fs::metadata(found.last()?).ok()?.modified().ok());
         tokio::time::sleep(due(newest, begun, now(), schedule.interval)).await;
         let taken = match snapshots.take().await {
-            Ok(archive) => {
+            Ok(taken) => {
                 let (dir, schedule) = (dir.clone(), schedule.clone());
-                let kept = tokio::task::spawn_blocking(move || keep_one(&dir, &archive, schedule.keep)).await;
+                let kept = tokio::task::spawn_blocking(move || keep_one(&dir, &taken, schedule.keep)).await;
                 kept.map_err(anyhow::Error::from).flatten()
             }
             Err(what) => Err(anyhow::Error::msg(what)),
@@ -211,7 +219,6 @@ pub async fn keep(snapshots: Snapshots, data_dir: PathBuf, schedule: Schedule) {
             tracing::error!("no snapshot could be taken, trying again in {} s: {error:#}", RETRY.as_secs());
             tokio::time::sleep(RETRY).await;
         }
-        begun = now();
     }
 }
 
@@ -227,11 +234,16 @@ fn due(newest: Option<SystemTime>, begun: SystemTime, now: SystemTime, interval:
 }
 
 /// Writes a scheduled snapshot, and removes the oldest ones beyond `keep`.
-fn keep_one(dir: &Path, archive: &[u8], keep: usize) -> Result<()> {
+fn keep_one(dir: &Path, taken: &Taken, keep: usize) -> Result<()> {
+    create_private_dir(dir)?;
+    for draft in in_dir(dir, "draft")? {
+        // Left behind by a crash.
+        fs::remove_file(&draft).with_context(|| format!("remove {}", draft.display()))?;
+    }
     let seconds = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
     let time = jiff::Timestamp::from_second(seconds)?.strftime("%Y%m%dT%H%M%SZ");
-    save(&dir.join(format!("{time}.{EXTENSION}")), archive)?;
-    let found = in_dir(dir)?;
+    save(&dir.join(format!("{:020}-{time}.{EXTENSION}", taken.revision)), &taken.archive)?;
+    let found = in_dir(dir, EXTENSION)?;
     for old in &found[..found.len().saturating_sub(keep)] {
         fs::remove_file(old).with_context(|| format!("remove {}", old.display()))?;
     }
@@ -256,6 +268,32 @@ mod tests {
             let due = due(newest.map(at), at(begun), at(now), hour);
             assert_eq!(due.as_secs(), wait, "{newest:?} {begun} {now}");
         }
+    }
+
+    /// The clock goes back, a crash leaves a draft: the newest are kept, by what they hold.
+    #[test]
+    fn the_newest_are_kept() {
+        let data = tempfile::tempdir().expect("a directory");
+        let dir = data.path().join("snapshots");
+        create_private_dir(&dir).expect("made");
+        let place = |name: &str| dir.join(name);
+        let names = [format!("{:020}-20300101T000000Z.snapshot", 7), format!("{:020}-19700101T000000Z.snapshot", 8)];
+        for name in &names {
+            fs::write(place(name), "").expect("written");
+        }
+        fs::write(place("x.snapshot.draft"), "").expect("written");
+        // What cannot be read back is not kept, and takes no good one's place.
+        let error = keep_one(&dir, &Taken { revision: 9, archive: b"nothing".to_vec() }, 2).expect_err("unreadable");
+        assert!(format!("{error:#}").contains("could not be read back"), "{error:#}");
+        let left = || -> Vec<String> {
+            let mut names: Vec<_> =
+                fs::read_dir(&dir).expect("listed").map(|e| e.expect("an entry").file_name()).collect();
+            names.sort();
+            names.into_iter().map(|name| name.to_string_lossy().into_owned()).collect()
+        };
+        assert_eq!(left(), names);
+        let newest: Vec<_> = in_dir(&dir, EXTENSION).expect("listed").pop().into_iter().collect();
+        assert_eq!(newest, [place(&names[1])]);
     }
 
     #[test]

@@ -37,10 +37,11 @@ impl Contents {
 }
 
 impl Store {
-    /// The state as it is now, as bytes for [`restore`]. It takes time and memory in proportion to the state.
-    pub fn export(&self) -> Vec<u8> {
+    /// The state as it is now, as bytes for [`restore`], and its revision. It takes time and memory in proportion to the
+    /// state.
+    pub fn export(&self) -> (Revision, Vec<u8>) {
         let image = self.image();
-        image::encode(&image)
+        (image.base.revision, image::encode(&image))
     }
 }
 

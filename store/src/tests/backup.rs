@@ -16,7 +16,9 @@ async fn an_export_becomes_a_store() {
     let store = Store::open(Config::new(dir.path().join("first"))).await.unwrap();
     let lease = store.lease_grant(Duration::from_secs(600)).await.unwrap();
     let at = put(&store, "a", "1").await;
-    let data = Bytes::from(store.export());
+    let (revision, data) = store.export();
+    assert_eq!(revision, at);
+    let data = Bytes::from(data);
     let later = put(&store, "b", "2").await;
     store.shutdown().await.unwrap();
     assert_eq!(Contents::of(data.clone()), Ok(Contents { revision: at, keys: 1 }));
