@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {action} {}: check that the directory exists, is on a disk with free space, and belongs to this user, or choose another directory", path.display())]
+    #[error("cannot {action} {}: check that the directory exists, is on a disk with free space, and belongs to this user, or choose another with --data-dir", path.display())]
     File { action: &'static str, path: PathBuf, source: std::io::Error },
 
     #[error("{} is damaged ({what}): restore it from a backup, or remove it to have a new one made", path.display())]

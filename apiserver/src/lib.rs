@@ -70,7 +70,7 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
-pub use pki::{create_dir as create_private_dir, write as write_private};
+pub use pki::{create_dir as create_private_dir, write_private};
 pub use snapshot::{Snapshot, Snapshots, Taken};
 
 use allocate::{Cidr, Ranges};

@@ -394,29 +394,31 @@ fn write_if_changed(path: &Path, content: &[u8]) -> Result<(), Error> {
     write(path, content)
 }
 
+fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+    write_private(path, content).map_err(|source| Error::File { action: "write", path: path.to_owned(), source })
+}
+
 /// Writes a file that only this user may read, into a directory that is there: the whole of it, or nothing.
-pub fn write(path: &Path, content: &[u8]) -> Result<(), Error> {
+pub fn write_private(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Behind the whole name, so that it can hardly be the name of somebody else's file.
-    let mut temporary = path.to_owned();
-    temporary.as_mut_os_string().push(".draft");
-    let attempt = || -> std::io::Result<()> {
-        match fs::remove_file(&temporary) {
+    let mut draft = path.to_owned();
+    draft.as_mut_os_string().push(".draft");
+    let attempt = || {
+        match fs::remove_file(&draft) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        fs::rename(&draft, path)?;
         fs::File::open(dir)?.sync_all()
     };
-    let written = attempt();
-    if written.is_err() {
+    attempt().inspect_err(|_| {
         // A full disk must not be kept full by half a file.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map_err(|source| Error::File { action: "write", path: path.to_owned(), source })
+        let _ = fs::remove_file(&draft);
+    })
 }
 
 #[cfg(test)]

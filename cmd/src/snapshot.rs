@@ -62,7 +62,7 @@ fn describe(Contents { revision, keys }: Contents, bytes: u64) -> String {
 
 /// Writes an archive and reads it back: what is kept for the worst day must be readable on the first.
 fn save(file: &Path, archive: &[u8]) -> Result<Contents> {
-    write_private(file, archive)?;
+    write_private(file, archive).with_context(|| format!("write {}", file.display()))?;
     let inspected = inspect(file);
     if inspected.is_err() {
         // It must not stand beside good ones, and be taken for one.
@@ -100,7 +100,9 @@ fn restore(data_dir: &Path, file: &Path) -> Result<Contents> {
         let path = data_dir.join(name);
         match fs::read(&path) {
             Ok(there) => ensure!(there == *content, taken(&path)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => write_private(&path, content)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                write_private(&path, content).with_context(|| format!("write {}", path.display()))?
+            }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         }
     }
