@@ -42,7 +42,9 @@ fn declare(skeleton: &Skeleton) -> String {
     //
     // A caller within the cluster (a pod, or this host) is never asked for its policy towards outsiders.
     //
-    // What is called under the service network and has no entry is nobody's: the caller is told so at once.
+    // What is called under the service network and has no entry is nobody's: the caller is told so at once. By a map, not
+    // by a set: of a table that has just been replaced the maps are empty to a packet still underway in it, and the sets
+    // are not. One that has missed its service for that reason must not be refused; it misses this map too, and is dropped.
     //
     // Masqueraded is, in this order: a pod that reached itself through a service, for it would answer itself without
     // our seeing it; a pod that calls out of the cluster; and a caller from outside whom a service sent on to another
@@ -72,7 +74,7 @@ fn declare(skeleton: &Skeleton) -> String {
     ip daddr {cluster_dns} return
     ip saddr != {cluster_cidr} fib saddr type != local jump outside
     {vip} vmap @{vip_map}
-    ip daddr {service_cidr} meta l4proto {{ tcp, udp, sctp }} goto {REFUSE}
+    ip daddr {service_cidr} meta l4proto vmap {{ tcp : goto {REFUSE}, udp : goto {REFUSE}, sctp : goto {REFUSE} }}
     ip daddr != 127.0.0.0/8 fib daddr type local {node} vmap @{node_map}
   }}
   chain prerouting {{
