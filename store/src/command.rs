@@ -6,18 +6,29 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::{Compare, LeaseId, Op, Revision, Txn};
+use crate::{Change, Compare, LeaseId, Op, Operand, Relation, Revision, Txn};
 
-/// Raised when the layout changes; a log entry of another format is refused, never guessed at.
+/// Raised when the layout changes; a log entry of another format is refused, never guessed at. What is new has a tag
+/// that was not there before, so that what older versions wrote stays readable.
 const FORMAT: u8 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Txn(Txn),
-    LeaseGrant { ttl: Duration },
-    LeaseKeepAlive { id: LeaseId },
-    LeaseRevoke { id: LeaseId },
-    Compact { revision: Revision },
+    /// Without an `id` one is derived from the entry's index.
+    LeaseGrant {
+        id: Option<LeaseId>,
+        ttl: Duration,
+    },
+    LeaseKeepAlive {
+        id: LeaseId,
+    },
+    LeaseRevoke {
+        id: LeaseId,
+    },
+    Compact {
+        revision: Revision,
+    },
 }
 
 /// A command and when its proposer made it, in milliseconds of unix time. The time only bounds the history.
@@ -40,8 +51,13 @@ pub fn encode(proposal: &Proposal) -> Bytes {
             out.put_u8(1);
             put_txn(&mut out, txn);
         }
-        Command::LeaseGrant { ttl } => {
+        Command::LeaseGrant { id: None, ttl } => {
             out.put_u8(2);
+            put_varint(&mut out, ttl.as_millis() as u64);
+        }
+        Command::LeaseGrant { id: Some(id), ttl } => {
+            out.put_u8(6);
+            put_varint(&mut out, id.0);
             put_varint(&mut out, ttl.as_millis() as u64);
         }
         Command::LeaseKeepAlive { id } => {
@@ -67,11 +83,15 @@ pub fn decode(data: Bytes) -> Result<Proposal, DecodeError> {
     }
     let at = input.varint()?;
     let command = match input.u8()? {
-        1 => Command::Txn(read_txn(&mut input)?),
-        2 => Command::LeaseGrant { ttl: Duration::from_millis(input.varint()?) },
+        1 => Command::Txn(read_txn(&mut input, 0)?),
+        2 => Command::LeaseGrant { id: None, ttl: Duration::from_millis(input.varint()?) },
         3 => Command::LeaseKeepAlive { id: LeaseId(input.varint()?) },
         4 => Command::LeaseRevoke { id: LeaseId(input.varint()?) },
         5 => Command::Compact { revision: input.varint()? },
+        6 => {
+            let id = Some(LeaseId(input.varint()?));
+            Command::LeaseGrant { id, ttl: Duration::from_millis(input.varint()?) }
+        }
         _ => return Err(DecodeError("unknown command")),
     };
     if input.is_empty() { Ok(Proposal { at, command }) } else { Err(DecodeError("bytes after the command")) }
@@ -79,28 +99,37 @@ pub fn decode(data: Bytes) -> Result<Proposal, DecodeError> {
 
 /// About how many bytes the command takes: keys and values, and a little for each part.
 pub fn size_hint(command: &Command) -> usize {
-    const PART: usize = 24;
+    match command {
+        Command::Txn(txn) => size_of_txn(txn),
+        Command::LeaseGrant { .. }
+        | Command::LeaseKeepAlive { .. }
+        | Command::LeaseRevoke { .. }
+        | Command::Compact { .. } => PART,
+    }
+}
+
+const PART: usize = 24;
+
+fn size_of_txn(txn: &Txn) -> usize {
+    let range = |start: &Bytes, end: &Option<Bytes>| start.len() + end.as_ref().map_or(0, Bytes::len) + PART;
     let op = |op: &Op| match op {
         Op::Put { key, value, .. } => key.len() + value.len() + PART,
-        Op::Delete { start, end } | Op::Range { start, end } => start.len() + end.as_ref().map_or(0, Bytes::len) + PART,
+        Op::Delete { start, end } | Op::Range { start, end } => range(start, end),
+        Op::Update { key, value: Change::Set(value), .. } => key.len() + value.len() + PART,
+        Op::Update { key, value: Change::Keep, .. } => key.len() + PART,
+        Op::Txn(txn) => size_of_txn(txn) + PART,
     };
     let compare = |compare: &Compare| match compare {
         Compare::ModRevision { key, .. } | Compare::CreateRevision { key, .. } | Compare::Version { key, .. } => {
             key.len() + PART
         }
         Compare::Value { key, equals } => key.len() + equals.len() + PART,
+        Compare::Keys { start, end, operand: Operand::Value(value), .. } => range(start, end) + value.len(),
+        Compare::Keys { start, end, .. } => range(start, end),
     };
-    match command {
-        Command::Txn(txn) => {
-            txn.compare.iter().map(compare).sum::<usize>()
-                + txn.then.iter().map(op).sum::<usize>()
-                + txn.otherwise.iter().map(op).sum::<usize>()
-        }
-        Command::LeaseGrant { .. }
-        | Command::LeaseKeepAlive { .. }
-        | Command::LeaseRevoke { .. }
-        | Command::Compact { .. } => PART,
-    }
+    txn.compare.iter().map(compare).sum::<usize>()
+        + txn.then.iter().map(op).sum::<usize>()
+        + txn.otherwise.iter().map(op).sum::<usize>()
 }
 
 fn put_txn(out: &mut BytesMut, txn: &Txn) {
@@ -114,6 +143,11 @@ fn put_txn(out: &mut BytesMut, txn: &Txn) {
                 out.put_u8(4);
                 put_bytes(out, key);
                 put_bytes(out, equals);
+                continue;
+            }
+            Compare::Keys { start, end, relation, operand } => {
+                put_range(out, 5, start, end.as_ref());
+                put_relation(out, *relation, operand);
                 continue;
             }
         };
@@ -138,8 +172,65 @@ fn put_ops(out: &mut BytesMut, ops: &[Op]) {
             }
             Op::Delete { start, end } => put_range(out, 2, start, end.as_ref()),
             Op::Range { start, end } => put_range(out, 4, start, end.as_ref()),
+            Op::Update { key, value, lease } => {
+                out.put_u8(6);
+                put_bytes(out, key);
+                let kept = u8::from(*value == Change::Keep) | u8::from(*lease == Change::Keep) << 1;
+                out.put_u8(kept);
+                if let Change::Set(value) = value {
+                    put_bytes(out, value);
+                }
+                if let Change::Set(lease) = lease {
+                    put_varint(out, lease.map_or(0, |lease| lease.0));
+                }
+            }
+            Op::Txn(txn) => {
+                out.put_u8(7);
+                put_txn(out, txn);
+            }
         }
     }
+}
+
+fn put_relation(out: &mut BytesMut, relation: Relation, operand: &Operand) {
+    out.put_u8(match relation {
+        Relation::Equal => 1,
+        Relation::NotEqual => 2,
+        Relation::Greater => 3,
+        Relation::Less => 4,
+    });
+    let (tag, number) = match operand {
+        Operand::ModRevision(number) => (1, number),
+        Operand::CreateRevision(number) => (2, number),
+        Operand::Version(number) => (3, number),
+        Operand::Lease(number) => (4, number),
+        Operand::Value(value) => {
+            out.put_u8(5);
+            put_bytes(out, value);
+            return;
+        }
+    };
+    out.put_u8(tag);
+    put_varint(out, *number as u64);
+}
+
+fn read_relation(input: &mut Reader) -> Result<(Relation, Operand), DecodeError> {
+    let relation = match input.u8()? {
+        1 => Relation::Equal,
+        2 => Relation::NotEqual,
+        3 => Relation::Greater,
+        4 => Relation::Less,
+        _ => return Err(DecodeError("unknown relation")),
+    };
+    let operand = match input.u8()? {
+        1 => Operand::ModRevision(input.varint()? as i64),
+        2 => Operand::CreateRevision(input.varint()? as i64),
+        3 => Operand::Version(input.varint()? as i64),
+        4 => Operand::Lease(input.varint()? as i64),
+        5 => Operand::Value(input.bytes()?),
+        _ => return Err(DecodeError("unknown operand")),
+    };
+    Ok((relation, operand))
 }
 
 /// A range's tag is raised by one where it has an end.
@@ -151,7 +242,14 @@ fn put_range(out: &mut BytesMut, tag: u8, start: &Bytes, end: Option<&Bytes>) {
     }
 }
 
-fn read_txn(input: &mut Reader) -> Result<Txn, DecodeError> {
+/// Transactions in transactions are decoded by recursion: what would take more of the stack than this is refused. The
+/// same bound is kept where transactions are accepted.
+pub const MAX_DEPTH: usize = 130;
+
+fn read_txn(input: &mut Reader, depth: usize) -> Result<Txn, DecodeError> {
+    if depth > MAX_DEPTH {
+        return Err(DecodeError("transactions too deep in each other"));
+    }
     let mut compare = Vec::new();
     for _ in 0..input.varint()? {
         let tag = input.u8()?;
@@ -161,31 +259,41 @@ fn read_txn(input: &mut Reader) -> Result<Txn, DecodeError> {
             2 => Compare::CreateRevision { key, equals: input.varint()? },
             3 => Compare::Version { key, equals: input.varint()? },
             4 => Compare::Value { key, equals: input.bytes()? },
+            5 | 6 => {
+                let end = if tag == 6 { Some(input.bytes()?) } else { None };
+                let (relation, operand) = read_relation(input)?;
+                Compare::Keys { start: key, end, relation, operand }
+            }
             _ => return Err(DecodeError("unknown comparison")),
         });
     }
-    Ok(Txn { compare, then: read_ops(input)?, otherwise: read_ops(input)? })
+    Ok(Txn { compare, then: read_ops(input, depth)?, otherwise: read_ops(input, depth)? })
 }
 
-fn read_ops(input: &mut Reader) -> Result<Vec<Op>, DecodeError> {
+fn read_ops(input: &mut Reader, depth: usize) -> Result<Vec<Op>, DecodeError> {
     let mut ops = Vec::new();
     for _ in 0..input.varint()? {
-        let tag = input.u8()?;
-        let start = input.bytes()?;
-        ops.push(match tag {
-            1 => {
-                let value = input.bytes()?;
-                let lease = Some(input.varint()?).filter(|&id| id != 0).map(LeaseId);
-                Op::Put { key: start, value, lease }
+        ops.push(match input.u8()? {
+            1 => Op::Put { key: input.bytes()?, value: input.bytes()?, lease: read_lease(input)? },
+            2 => Op::Delete { start: input.bytes()?, end: None },
+            3 => Op::Delete { start: input.bytes()?, end: Some(input.bytes()?) },
+            4 => Op::Range { start: input.bytes()?, end: None },
+            5 => Op::Range { start: input.bytes()?, end: Some(input.bytes()?) },
+            6 => {
+                let (key, kept) = (input.bytes()?, input.u8()?);
+                let value = if kept & 1 == 0 { Change::Set(input.bytes()?) } else { Change::Keep };
+                let lease = if kept & 2 == 0 { Change::Set(read_lease(input)?) } else { Change::Keep };
+                Op::Update { key, value, lease }
             }
-            2 => Op::Delete { start, end: None },
-            3 => Op::Delete { start, end: Some(input.bytes()?) },
-            4 => Op::Range { start, end: None },
-            5 => Op::Range { start, end: Some(input.bytes()?) },
+            7 => Op::Txn(read_txn(input, depth + 1)?),
             _ => return Err(DecodeError("unknown operation")),
         });
     }
     Ok(ops)
+}
+
+fn read_lease(input: &mut Reader) -> Result<Option<LeaseId>, DecodeError> {
+    Ok(Some(input.varint()?).filter(|&id| id != 0).map(LeaseId))
 }
 
 pub(crate) fn put_varint(out: &mut impl BufMut, mut number: u64) {
@@ -264,7 +372,35 @@ mod tests {
                     Op::Range { start: key.clone(), end: Some(key.clone()) },
                 ],
             }),
-            Command::LeaseGrant { ttl: Duration::from_secs(40) },
+            Command::Txn(Txn {
+                compare: [Relation::Equal, Relation::NotEqual, Relation::Greater, Relation::Less]
+                    .into_iter()
+                    .zip([
+                        Operand::ModRevision(-1),
+                        Operand::CreateRevision(i64::MAX),
+                        Operand::Value(Bytes::from_static(b"v")),
+                        Operand::Lease(7),
+                    ])
+                    .map(|(relation, operand)| Compare::Keys { start: key.clone(), end: None, relation, operand })
+                    .collect(),
+                then: vec![
+                    Op::Update { key: key.clone(), value: Change::Keep, lease: Change::Set(Some(LeaseId(3))) },
+                    Op::Update { key: key.clone(), value: Change::Set(Bytes::new()), lease: Change::Keep },
+                    Op::Txn(Txn {
+                        compare: vec![Compare::Keys {
+                            start: key.clone(),
+                            end: Some(Bytes::new()),
+                            relation: Relation::Less,
+                            operand: Operand::Version(1),
+                        }],
+                        then: vec![Op::Txn(Txn::default())],
+                        otherwise: vec![Op::Delete { start: key.clone(), end: None }],
+                    }),
+                ],
+                otherwise: vec![],
+            }),
+            Command::LeaseGrant { id: None, ttl: Duration::from_secs(40) },
+            Command::LeaseGrant { id: Some(LeaseId(i64::MAX as u64)), ttl: Duration::from_secs(40) },
             Command::LeaseKeepAlive { id: LeaseId(7) },
             Command::LeaseRevoke { id: LeaseId(1 << 40) },
             Command::Compact { revision: 12 },
@@ -276,6 +412,28 @@ mod tests {
         for command in samples() {
             let proposal = Proposal { at: 1_700_000_000_123, command };
             assert_eq!(decode(encode(&proposal)), Ok(proposal));
+        }
+    }
+
+    /// What versions before the general comparisons wrote.
+    #[test]
+    fn old_entries_stay_readable() {
+        let txn = Txn {
+            compare: vec![Compare::ModRevision { key: Bytes::from_static(b"k"), equals: 300 }],
+            then: vec![Op::Put {
+                key: Bytes::from_static(b"k"),
+                value: Bytes::from_static(b"v"),
+                lease: Some(LeaseId(9)),
+            }],
+            otherwise: vec![Op::Range { start: Bytes::from_static(b"a"), end: Some(Bytes::new()) }],
+        };
+        for (bytes, command) in [
+            (&b"\x01\x05\x01\x01\x01\x01k\xac\x02\x01\x01\x01k\x01v\x09\x01\x05\x01a\x00"[..], Command::Txn(txn)),
+            (b"\x01\x05\x02\x90\x4e", Command::LeaseGrant { id: None, ttl: Duration::from_secs(10) }),
+        ] {
+            let proposal = Proposal { at: 5, command };
+            assert_eq!(decode(Bytes::from_static(bytes)), Ok(proposal.clone()));
+            assert_eq!(encode(&proposal), bytes, "and are still what is written");
         }
     }
 

@@ -11,6 +11,10 @@ pub enum Error {
     Future { requested: Revision, current: Revision },
     #[error("lease {} does not exist", id.0)]
     LeaseNotFound { id: LeaseId },
+    #[error("lease {} exists already", id.0)]
+    LeaseExists { id: LeaseId },
+    #[error("a key that should be updated does not exist")]
+    KeyNotFound,
     #[error("transaction refused: {reason}")]
     InvalidTxn { reason: &'static str },
     #[error("change of members refused: {reason}")]

@@ -6,7 +6,7 @@
 //!
 //! Modules, in reading order:
 //! - `types`, `error`: what callers say and hear; `store`: how they say it;
-//! - `command`: proposals as bytes;
+//! - `check`: what is refused before it is proposed; `command`: proposals as bytes;
 //! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
@@ -23,6 +23,7 @@
 //!   snapshots.
 
 mod backup;
+mod check;
 mod checkpoint;
 mod command;
 mod disk;
@@ -41,8 +42,8 @@ pub use backup::{Contents, restore};
 pub use error::{Error, WatchError};
 pub use store::{Config, Status, Store};
 pub use types::{
-    Batch, Compare, Event, EventKind, KeyValue, LeaseId, MemberChange, Op, OpResult, Revision, Snapshot, Txn,
-    TxnResult, prefix_end,
+    Batch, Change, Compare, Event, EventKind, KeyValue, LeaseId, LeaseInfo, MemberChange, Op, OpResult, Operand,
+    Relation, Revision, Snapshot, Txn, TxnResult, prefix_end,
 };
 pub use watch::Watcher;
 

@@ -11,15 +11,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use imbl::OrdMap;
 
-use crate::{
-    Batch, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult,
-    command::Command, types::range_of,
-};
+use crate::{Batch, Event, KeyValue, LeaseId, LeaseInfo, Revision, Snapshot, TxnResult, command::Command};
 
 /// The revision of an empty store. Not 0: clients give that number a meaning of its own ("any").
 pub const FIRST_REVISION: Revision = 1;
@@ -94,6 +92,8 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     LeaseNotFound(LeaseId),
+    LeaseExists(LeaseId),
+    KeyNotFound,
     Compacted { requested: Revision, oldest: Revision },
     Future { requested: Revision, current: Revision },
 }
@@ -119,6 +119,8 @@ impl Applied {
 #[derive(Debug, Default)]
 struct Lease {
     ttl_ms: u64,
+    /// The time of the entry that granted it or kept it alive last; 0 where that is not in the log any more.
+    renewed: u64,
     keys: BTreeSet<Bytes>,
 }
 
@@ -134,6 +136,8 @@ pub struct State {
     history_bytes: usize,
     /// Revisions up to here are refused to readers even while the history still has them.
     compacted: Revision,
+    /// The newest revision that someone asked to compact at, which cannot be asked again.
+    asked: Revision,
 }
 
 impl State {
@@ -142,7 +146,7 @@ impl State {
         let Image { mut base, map } = image;
         base.revision = base.revision.max(FIRST_REVISION);
         let mut leases: BTreeMap<LeaseId, Lease> =
-            base.leases.iter().map(|(&id, &ttl_ms)| (id, Lease { ttl_ms, keys: BTreeSet::new() })).collect();
+            base.leases.iter().map(|(&id, &ttl_ms)| (id, Lease { ttl_ms, ..Lease::default() })).collect();
         for kv in map.values() {
             if let Some(lease) = kv.lease.and_then(|id| leases.get_mut(&id)) {
                 lease.keys.insert(kv.key.clone());
@@ -155,6 +159,7 @@ impl State {
             members: base.members.clone(),
             leases,
             compacted: base.revision,
+            asked: 0,
             base,
             history: VecDeque::new(),
             history_bytes: 0,
@@ -195,6 +200,18 @@ impl State {
         self.leases.iter().map(|(&id, lease)| (id, lease.ttl_ms))
     }
 
+    /// A lease as it is at the time `now`, in milliseconds of unix time.
+    pub fn lease(&self, id: LeaseId, now: u64) -> Option<LeaseInfo> {
+        let lease = self.leases.get(&id)?;
+        let spent = if lease.renewed == 0 { 0 } else { now.saturating_sub(lease.renewed) };
+        Some(LeaseInfo {
+            id,
+            ttl: Duration::from_millis(lease.ttl_ms),
+            remaining: Duration::from_millis(lease.ttl_ms.saturating_sub(spent)),
+            keys: lease.keys.iter().cloned().collect(),
+        })
+    }
+
     /// Whether `revision` can be read.
     pub fn check_readable(&self, revision: Revision) -> Result<(), Refusal> {
         if revision > self.revision {
@@ -217,33 +234,50 @@ impl State {
         self.position = position;
         match command {
             Command::Txn(txn) => self.apply_txn(position, at, txn),
-            Command::LeaseGrant { ttl } => {
-                let (id, ttl_ms) = (LeaseId(position.index), ttl.as_millis() as u64);
-                self.leases.insert(id, Lease { ttl_ms, keys: BTreeSet::new() });
-                self.record(Change {
-                    position,
-                    revision: self.revision,
-                    at,
-                    batch: None,
-                    lease: Some(LeaseChange::Granted { id, ttl_ms }),
-                    members: None,
-                });
-                Applied::quietly(Answer::Lease { id, ttl_ms })
-            }
-            // Who counts the time is the leader, from when it sees this entry applied: nothing here changes.
-            Command::LeaseKeepAlive { id } => match self.leases.get(id) {
-                Some(lease) => Applied::quietly(Answer::Lease { id: *id, ttl_ms: lease.ttl_ms }),
+            Command::LeaseGrant { id, ttl } => self.grant(position, at, *id, ttl.as_millis() as u64),
+            // Who counts the time is the leader, from when it sees this entry applied: here it is only noted.
+            Command::LeaseKeepAlive { id } => match self.leases.get_mut(id) {
+                Some(lease) => {
+                    lease.renewed = at;
+                    Applied::quietly(Answer::Lease { id: *id, ttl_ms: lease.ttl_ms })
+                }
                 None => Applied::refused(Refusal::LeaseNotFound(*id)),
             },
             Command::LeaseRevoke { id } => self.revoke(position, at, *id),
-            Command::Compact { revision } => match self.check_readable(*revision) {
-                Ok(()) => {
-                    self.compacted = *revision;
-                    Applied::quietly(Answer::Done)
-                }
-                Err(refusal) => Applied::refused(refusal),
-            },
+            Command::Compact { revision } => self.compact(*revision),
         }
+    }
+
+    fn grant(&mut self, position: Position, at: u64, id: Option<LeaseId>, ttl_ms: u64) -> Applied {
+        let id = match id {
+            Some(id) if self.leases.contains_key(&id) => return Applied::refused(Refusal::LeaseExists(id)),
+            Some(id) => id,
+            // Someone may have chosen that very number.
+            None => (position.index..).map(LeaseId).find(|id| !self.leases.contains_key(id)).unwrap_or(LeaseId(1)),
+        };
+        self.leases.insert(id, Lease { ttl_ms, renewed: at, keys: BTreeSet::new() });
+        self.record(Change {
+            position,
+            revision: self.revision,
+            at,
+            batch: None,
+            lease: Some(LeaseChange::Granted { id, ttl_ms }),
+            members: None,
+        });
+        Applied::quietly(Answer::Lease { id, ttl_ms })
+    }
+
+    /// What the history has forgotten by itself may still be asked for, once: it has been done already.
+    fn compact(&mut self, revision: Revision) -> Applied {
+        if revision > self.revision {
+            return Applied::refused(Refusal::Future { requested: revision, current: self.revision });
+        }
+        if revision <= self.asked {
+            return Applied::refused(Refusal::Compacted { requested: revision, oldest: self.compacted });
+        }
+        self.asked = revision;
+        self.compacted = self.compacted.max(revision);
+        Applied::quietly(Answer::Done)
     }
 
     /// Notes who the members are from `position` on.
@@ -263,103 +297,6 @@ impl State {
     fn record(&mut self, change: Change) {
         self.history_bytes += size_of_change(&change);
         self.history.push_back(change);
-    }
-
-    fn holds(&self, compare: &Compare) -> bool {
-        let find = |key: &Bytes| self.map.get(key);
-        match compare {
-            Compare::ModRevision { key, equals } => find(key).map_or(0, |kv| kv.mod_revision) == *equals,
-            Compare::CreateRevision { key, equals } => find(key).map_or(0, |kv| kv.create_revision) == *equals,
-            Compare::Version { key, equals } => find(key).map_or(0, |kv| kv.version) == *equals,
-            Compare::Value { key, equals } => find(key).is_some_and(|kv| kv.value == *equals),
-        }
-    }
-
-    fn apply_txn(&mut self, position: Position, at: u64, txn: &Txn) -> Applied {
-        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-        let ops = if succeeded { &txn.then } else { &txn.otherwise };
-        for op in ops {
-            // Before anything is written, so that a refused transaction leaves nothing behind.
-            if let Op::Put { lease: Some(id), .. } = op
-                && !self.leases.contains_key(id)
-            {
-                return Applied::refused(Refusal::LeaseNotFound(*id));
-            }
-        }
-        let revision = self.revision + 1;
-        let mut events = Vec::new();
-        let results = ops.iter().map(|op| self.apply_op(op, revision, &mut events)).collect();
-        let batch = self.commit(position, at, events, None);
-        Applied { answer: Ok(Answer::Txn(TxnResult { succeeded, revision: self.revision, results })), batch }
-    }
-
-    fn apply_op(&mut self, op: &Op, revision: Revision, events: &mut Vec<Event>) -> OpResult {
-        match op {
-            Op::Put { key, value, lease } => {
-                let kv = self.put(key, value, *lease, revision, events);
-                let previous = events.last().and_then(|event| event.previous.clone());
-                OpResult::Put { kv, previous }
-            }
-            Op::Delete { start, end } => {
-                let doomed = self.select(start, end.as_ref());
-                for kv in &doomed {
-                    self.delete(kv, revision, events);
-                }
-                OpResult::Delete { deleted: doomed }
-            }
-            Op::Range { start, end } => OpResult::Range { items: self.select(start, end.as_ref()) },
-        }
-    }
-
-    fn select(&self, start: &Bytes, end: Option<&Bytes>) -> Vec<Arc<KeyValue>> {
-        match end {
-            None => self.map.get(start).cloned().into_iter().collect(),
-            Some(end) => range_of(&self.map, start, end).cloned().collect(),
-        }
-    }
-
-    fn put(
-        &mut self,
-        key: &Bytes,
-        value: &Bytes,
-        lease: Option<LeaseId>,
-        revision: Revision,
-        events: &mut Vec<Event>,
-    ) -> Arc<KeyValue> {
-        let old = self.map.get(key);
-        let kv = Arc::new(KeyValue {
-            // The old key's memory is kept, so that many versions of a key do not each hold a copy of it.
-            key: old.map_or(key, |old| &old.key).clone(),
-            value: value.clone(),
-            create_revision: old.map_or(revision, |old| old.create_revision),
-            mod_revision: revision,
-            version: old.map_or(1, |old| old.version + 1),
-            lease,
-        });
-        let previous = self.map.insert(kv.key.clone(), kv.clone());
-        if previous.as_ref().and_then(|old| old.lease) != lease {
-            self.detach(previous.as_deref());
-            if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
-                lease.keys.insert(kv.key.clone());
-            }
-        }
-        events.push(Event { kind: EventKind::Put, kv: kv.clone(), previous });
-        kv
-    }
-
-    fn delete(&mut self, kv: &Arc<KeyValue>, revision: Revision, events: &mut Vec<Event>) {
-        self.map.remove(&kv.key);
-        self.detach(Some(kv));
-        let last = KeyValue { mod_revision: revision, ..KeyValue::clone(kv) };
-        events.push(Event { kind: EventKind::Delete, kv: Arc::new(last), previous: Some(kv.clone()) });
-    }
-
-    fn detach(&mut self, kv: Option<&KeyValue>) {
-        if let Some(kv) = kv
-            && let Some(lease) = kv.lease.and_then(|id| self.leases.get_mut(&id))
-        {
-            lease.keys.remove(&kv.key);
-        }
     }
 
     fn revoke(&mut self, position: Position, at: u64, id: LeaseId) -> Applied {
@@ -497,6 +434,8 @@ fn size_of_change(change: &Change) -> usize {
     let events = change.batch.as_ref().map_or(&[][..], |batch| &batch.events);
     FIXED + events.iter().map(|event| event.kv.key.len() + event.kv.value.len()).sum::<usize>()
 }
+
+mod txn;
 
 #[cfg(test)]
 mod tests;

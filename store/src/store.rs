@@ -10,14 +10,14 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
-    Error, LeaseId, MemberChange, Op, Revision, Snapshot, Txn, TxnResult, Watcher,
+    Error, LeaseId, LeaseInfo, MemberChange, Revision, Snapshot, Txn, TxnResult, Watcher,
+    check::check,
     command::{self, Command, Proposal},
     disk::{Disk, RealDisk, memory::MemoryDisk},
     log::failed,
     mvcc::{Answer, Image, Limits, Refusal},
     raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, UNCOMMITTED_BYTES},
     shared::Shared,
-    types::in_range,
 };
 
 /// The largest transaction accepted, keys and values and all.
@@ -193,14 +193,37 @@ impl Store {
 
     /// A lease whose keys are deleted when it has not been kept alive for `ttl`.
     pub async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
-        match self.propose("lease grant", Command::LeaseGrant { ttl }).await? {
+        self.grant(None, ttl).await
+    }
+
+    /// A lease of a name its owner chose, which no other lease may have now.
+    pub async fn lease_grant_as(&self, id: LeaseId, ttl: Duration) -> Result<LeaseId, Error> {
+        self.grant(Some(id), ttl).await
+    }
+
+    async fn grant(&self, id: Option<LeaseId>, ttl: Duration) -> Result<LeaseId, Error> {
+        match self.propose("lease grant", Command::LeaseGrant { id, ttl }).await? {
             Answer::Lease { id, .. } => Ok(id),
             Answer::Txn(_) | Answer::Done => unreachable!("a grant is answered by its lease"),
         }
     }
 
-    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<(), Error> {
-        self.propose("lease keep-alive", Command::LeaseKeepAlive { id }).await.map(drop)
+    /// Answers how long it has been kept for.
+    pub async fn lease_keep_alive(&self, id: LeaseId) -> Result<Duration, Error> {
+        match self.propose("lease keep-alive", Command::LeaseKeepAlive { id }).await? {
+            Answer::Lease { ttl_ms, .. } => Ok(Duration::from_millis(ttl_ms)),
+            Answer::Txn(_) | Answer::Done => unreachable!("a keep-alive is answered by its lease"),
+        }
+    }
+
+    /// A lease as this member knows it.
+    pub fn lease(&self, id: LeaseId) -> Option<LeaseInfo> {
+        self.shared.state().lease(id, unix_millis())
+    }
+
+    /// All the leases that this member knows, in order.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.shared.state().leases().map(|(id, _)| id).collect()
     }
 
     /// Ends a lease and deletes its keys.
@@ -283,32 +306,12 @@ pub(crate) fn unix_millis() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// Refuses what has no clear meaning: a key changed twice at one revision.
-fn check(txn: &Txn) -> Result<(), Error> {
-    for branch in [&txn.then, &txn.otherwise] {
-        let mut keys: Vec<&Bytes> = Vec::new();
-        let mut ranges: Vec<(&Bytes, Option<&Bytes>)> = Vec::new();
-        for op in branch {
-            match op {
-                Op::Put { key, .. } => keys.push(key),
-                Op::Delete { start, end } => ranges.push((start, end.as_ref())),
-                Op::Range { .. } => {}
-            }
-        }
-        keys.sort_unstable();
-        let deleted =
-            |key: &Bytes| ranges.iter().any(|(start, end)| end.map_or(key == *start, |end| in_range(key, start, end)));
-        if keys.windows(2).any(|pair| pair[0] == pair[1]) || keys.into_iter().any(deleted) {
-            return Err(Error::InvalidTxn { reason: "a key is changed twice" });
-        }
-    }
-    Ok(())
-}
-
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Error {
         match refusal {
             Refusal::LeaseNotFound(id) => Error::LeaseNotFound { id },
+            Refusal::LeaseExists(id) => Error::LeaseExists { id },
+            Refusal::KeyNotFound => Error::KeyNotFound,
             Refusal::Compacted { requested, oldest } => Error::Compacted { requested, oldest },
             Refusal::Future { requested, current } => Error::Future { requested, current },
         }

@@ -1,6 +1,6 @@
 //! What callers say to the store and what it answers: plain values, no behaviour.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use imbl::OrdMap;
@@ -8,7 +8,8 @@ use imbl::OrdMap;
 /// The number of the newest committed change. An empty store is at 1; every change raises it by one.
 pub type Revision = u64;
 
-/// Names a lease. It is the log index of the lease's grant, so every member derives the same one.
+/// Names a lease: a number its owner chose, or else one derived from the log index of its grant, so that every member
+/// has the same one. Never 0, and never above `i64::MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub u64);
 
@@ -28,19 +29,82 @@ pub struct KeyValue {
 /// A condition on one key. An absent key has revision 0, version 0 and no value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Compare {
-    ModRevision { key: Bytes, equals: Revision },
-    CreateRevision { key: Bytes, equals: Revision },
-    Version { key: Bytes, equals: u64 },
-    Value { key: Bytes, equals: Bytes },
+    ModRevision {
+        key: Bytes,
+        equals: Revision,
+    },
+    CreateRevision {
+        key: Bytes,
+        equals: Revision,
+    },
+    Version {
+        key: Bytes,
+        equals: u64,
+    },
+    Value {
+        key: Bytes,
+        equals: Bytes,
+    },
+    /// The general form: every key of the range stands in `relation` to `operand`. A range without keys is compared as
+    /// one absent key, and its value with nothing.
+    Keys {
+        start: Bytes,
+        end: Option<Bytes>,
+        relation: Relation,
+        operand: Operand,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    Equal,
+    NotEqual,
+    Greater,
+    Less,
+}
+
+/// What of a key is compared, and with what. The numbers are signed, as those who ask may name any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operand {
+    ModRevision(i64),
+    CreateRevision(i64),
+    Version(i64),
+    Value(Bytes),
+    /// No lease is 0.
+    Lease(i64),
 }
 
 /// One step of a transaction. A range is `start..end`; without `end` it is the single key `start`, and an
 /// empty `end` means no upper bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
-    Put { key: Bytes, value: Bytes, lease: Option<LeaseId> },
-    Delete { start: Bytes, end: Option<Bytes> },
-    Range { start: Bytes, end: Option<Bytes> },
+    Put {
+        key: Bytes,
+        value: Bytes,
+        lease: Option<LeaseId>,
+    },
+    Delete {
+        start: Bytes,
+        end: Option<Bytes>,
+    },
+    Range {
+        start: Bytes,
+        end: Option<Bytes>,
+    },
+    /// A put that leaves as it is what it does not set. The key must exist.
+    Update {
+        key: Bytes,
+        value: Change<Bytes>,
+        lease: Change<Option<LeaseId>>,
+    },
+    /// Its comparisons see the state before the outermost transaction.
+    Txn(Txn),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change<T> {
+    Keep,
+    Set(T),
 }
 
 /// If every comparison holds, `then` is carried out, else `otherwise`: all of it or nothing, at one revision.
@@ -63,6 +127,10 @@ pub enum OpResult {
     },
     Range {
         items: Vec<Arc<KeyValue>>,
+    },
+    Txn {
+        succeeded: bool,
+        results: Vec<OpResult>,
     },
 }
 
@@ -96,6 +164,17 @@ pub struct Event {
 pub struct Batch {
     pub revision: Revision,
     pub events: Vec<Event>,
+}
+
+/// A lease as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseInfo {
+    pub id: LeaseId,
+    pub ttl: Duration,
+    /// How long it has yet if nobody keeps it alive.
+    pub remaining: Duration,
+    /// In order.
+    pub keys: Vec<Bytes>,
 }
 
 /// Who belongs to the group. One change at a time; each is a log entry, and takes effect where it is applied.

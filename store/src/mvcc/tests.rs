@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{image, types::in_range};
+use crate::{
+    Change as Set, Compare, EventKind, Op, OpResult, Operand, Relation, Txn, check::check, command::Command, image,
+    types::in_range,
+};
 
 const NO_LIMITS: Limits = Limits { revisions: usize::MAX / 8, age_ms: u64::MAX / 8, bytes: usize::MAX / 8 };
 
@@ -96,6 +99,145 @@ fn comparisons() {
 }
 
 #[test]
+fn general_comparisons() {
+    use Operand::{CreateRevision, Lease, ModRevision, Version};
+    use Relation::{Equal, Greater, Less, NotEqual};
+    let mut machine = Machine::new();
+    machine.apply(Command::LeaseGrant { id: Some(LeaseId(7)), ttl: Duration::from_secs(9) });
+    machine.apply(then(vec![put("a", "m"), put("b", "m")]));
+    machine.apply(then(vec![Op::Put { key: bytes("a"), value: bytes("n"), lease: Some(LeaseId(7)) }]));
+    let value = |text| Operand::Value(bytes(text));
+    for (start, end, relation, operand, holds) in [
+        ("a", None, Equal, ModRevision(3), true),
+        ("a", None, NotEqual, ModRevision(3), false),
+        ("a", None, Greater, ModRevision(2), true),
+        ("a", None, Greater, ModRevision(3), false),
+        ("a", None, Less, CreateRevision(3), true),
+        ("a", None, Less, CreateRevision(2), false),
+        ("a", None, Greater, CreateRevision(-1), true),
+        ("a", None, Equal, Version(2), true),
+        ("a", None, Equal, Lease(7), true),
+        ("b", None, Equal, Lease(0), true),
+        ("a", None, Equal, value("n"), true),
+        ("a", None, Less, value("na"), true),
+        ("a", None, Greater, value("m"), true),
+        // Every key of a range counts.
+        ("a", Some("c"), Greater, Version(0), true),
+        ("a", Some("c"), Greater, Version(1), false),
+        ("a", Some(""), NotEqual, value("x"), true),
+        ("a", Some(""), Equal, value("m"), false),
+        // What is absent is compared with its zeroes, but has no value.
+        ("x", None, Equal, Version(0), true),
+        ("x", None, NotEqual, Version(0), false),
+        ("x", Some("y"), Equal, CreateRevision(0), true),
+        ("x", Some("y"), Greater, ModRevision(0), false),
+        ("x", None, NotEqual, value("x"), false),
+        ("x", Some("y"), NotEqual, value("x"), false),
+    ] {
+        let compare = Compare::Keys { start: bytes(start), end: end.map(bytes), relation, operand };
+        let result = machine.txn(Txn { compare: vec![compare.clone()], ..Txn::default() });
+        assert_eq!(result.succeeded, holds, "{compare:?}");
+    }
+}
+
+#[test]
+fn transactions_in_transactions() {
+    let mut machine = Machine::new();
+    machine.apply(then(vec![put("a", "1")]));
+    let is = |key: &str, version| Compare::Version { key: bytes(key), equals: version };
+    let read = |key: &str| Op::Range { start: bytes(key), end: None };
+    // The inner comparison sees the state before all of it; its reads see what has been written.
+    let inner = Txn { compare: vec![is("b", 0)], then: vec![put("c", "1"), read("b")], otherwise: vec![put("d", "1")] };
+    let outer = Txn { compare: vec![is("a", 1)], then: vec![put("b", "1"), Op::Txn(inner)], otherwise: vec![] };
+    let result = machine.txn(outer);
+    assert!(result.succeeded && result.revision == 3, "{result:?}");
+    let OpResult::Txn { succeeded: true, results } = &result.results[1] else { panic!("{result:?}") };
+    let OpResult::Range { items } = &results[1] else { panic!("{result:?}") };
+    assert_eq!((items.len(), items[0].mod_revision), (1, 3));
+    let keys: Vec<_> = machine.state.snapshot().map.keys().cloned().collect();
+    assert_eq!(keys, ["a", "b", "c"]);
+
+    let missing = Op::Put { key: bytes("y"), value: bytes("v"), lease: Some(LeaseId(99)) };
+    let refused = Txn { then: vec![missing], ..Txn::default() };
+    let outer = then(vec![put("x", "1"), Op::Txn(Txn { otherwise: vec![], ..refused })]);
+    assert_eq!(machine.apply(outer).answer, Err(Refusal::LeaseNotFound(LeaseId(99))));
+    assert_eq!(machine.state.revision(), 3, "nothing is left behind, however deep the refusal");
+}
+
+#[test]
+fn updates_keep_what_they_do_not_set() {
+    let mut machine = Machine::new();
+    machine.apply(Command::LeaseGrant { id: Some(LeaseId(7)), ttl: Duration::from_secs(9) });
+    let update = |key: &str, value, lease| then(vec![Op::Update { key: bytes(key), value, lease }]);
+    assert_eq!(machine.apply(update("a", Set::Keep, Set::Set(None))).answer, Err(Refusal::KeyNotFound));
+    machine.apply(then(vec![put("a", "1")]));
+    for (value, lease, now) in [
+        (Set::Keep, Set::Set(Some(LeaseId(7))), ("1", Some(LeaseId(7)), 2)),
+        (Set::Set(bytes("2")), Set::Keep, ("2", Some(LeaseId(7)), 3)),
+        (Set::Keep, Set::Set(None), ("2", None, 4)),
+        (Set::Keep, Set::Keep, ("2", None, 5)),
+    ] {
+        machine.apply(update("a", value, lease));
+        let snapshot = machine.state.snapshot();
+        let kv = snapshot.get(b"a").expect("a key");
+        assert_eq!((kv.value.clone(), kv.lease, kv.version), (bytes(now.0), now.1, now.2));
+    }
+    assert_eq!(machine.state.lease(LeaseId(7), 0).map(|lease| lease.keys), Some(vec![]), "and the lease knows");
+}
+
+#[test]
+fn leases_of_a_chosen_name() {
+    let mut machine = Machine::new();
+    let grant = |machine: &mut Machine, at, id: Option<u64>| {
+        machine.apply_at(at, Command::LeaseGrant { id: id.map(LeaseId), ttl: Duration::from_secs(9) }).answer
+    };
+    let granted = |id| Ok(Answer::Lease { id: LeaseId(id), ttl_ms: 9000 });
+    assert_eq!(grant(&mut machine, 1000, Some(3)), granted(3));
+    assert_eq!(grant(&mut machine, 1000, Some(3)), Err(Refusal::LeaseExists(LeaseId(3))));
+    assert_eq!(grant(&mut machine, 1000, Some(5)), granted(5));
+    assert_eq!(machine.index, 4);
+    assert_eq!(grant(&mut machine, 1000, None), granted(6), "the number of this entry is taken");
+    let remaining =
+        |machine: &Machine, now| machine.state.lease(LeaseId(3), now).map(|lease| lease.remaining.as_millis());
+    assert_eq!(remaining(&machine, 3000), Some(7000));
+    machine.apply_at(4000, Command::LeaseKeepAlive { id: LeaseId(3) });
+    assert_eq!(remaining(&machine, 5000), Some(8000));
+    assert_eq!(remaining(&machine, 50_000), Some(0));
+    assert_eq!(machine.state.lease(LeaseId(4), 0), None);
+}
+
+#[test]
+fn no_key_is_changed_twice() {
+    let delete = |start: &str, end: Option<&str>| Op::Delete { start: bytes(start), end: end.map(bytes) };
+    let inner = |then, otherwise| Op::Txn(Txn { then, otherwise, ..Txn::default() });
+    for (ops, accepted) in [
+        (vec![put("a", "1")], true),
+        (vec![put("a", "1"), put("b", "1")], true),
+        (vec![put("a", "1"), put("a", "1")], false),
+        (vec![put("b", "1"), delete("a", None)], true),
+        (vec![put("a", "1"), delete("a", None)], false),
+        (vec![put("b", "1"), delete("a", Some("c"))], false),
+        (vec![put("c", "1"), delete("a", Some("c"))], true),
+        (vec![put("c", "1"), delete("a", Some(""))], false),
+        (vec![delete("a", None), delete("a", None)], true),
+        (vec![inner(vec![put("a", "1")], vec![put("a", "2")])], true),
+        (vec![inner(vec![put("a", "1"), put("a", "2")], vec![])], false),
+        (vec![inner(vec![put("a", "1")], vec![]), put("a", "2")], false),
+        (vec![inner(vec![], vec![put("a", "1")]), inner(vec![put("a", "2")], vec![])], false),
+        (vec![inner(vec![delete("a", None)], vec![put("a", "1")])], true),
+        (vec![inner(vec![delete("a", None)], vec![]), put("a", "1")], false),
+        (vec![inner(vec![put("a", "1")], vec![]), delete("a", None)], false),
+        (vec![inner(vec![delete("a", None)], vec![]), inner(vec![put("a", "1")], vec![])], false),
+        (vec![inner(vec![inner(vec![put("a", "1")], vec![])], vec![]), put("a", "1")], false),
+    ] {
+        let txn = Txn { then: ops, ..Txn::default() };
+        assert_eq!(check(&txn).is_ok(), accepted, "{txn:?}");
+    }
+    let deep = (0..500).fold(Txn::default(), |txn, _| Txn { then: vec![Op::Txn(txn)], ..Txn::default() });
+    assert!(check(&deep).is_err(), "the depth is bounded");
+}
+
+#[test]
 fn a_transaction_is_one_revision_and_sees_its_own_writes() {
     let mut machine = Machine::new();
     let Applied { answer, batch } =
@@ -121,7 +263,7 @@ fn a_delete_tells_the_last_value_and_its_own_revision() {
 fn leases_hold_and_take_their_keys() {
     let mut machine = Machine::new();
     let grant = |machine: &mut Machine| match machine
-        .apply(Command::LeaseGrant { ttl: std::time::Duration::from_secs(9) })
+        .apply(Command::LeaseGrant { id: None, ttl: std::time::Duration::from_secs(9) })
         .answer
     {
         Ok(Answer::Lease { id, ttl_ms: 9000 }) => id,
@@ -186,6 +328,7 @@ fn compaction() {
     assert_eq!(compact(&mut machine, 5), Ok(Answer::Done));
     assert_eq!(machine.state.undo_to(4).err(), Some(Refusal::Compacted { requested: 4, oldest: 5 }), "at once");
     assert_eq!(compact(&mut machine, 4), Err(Refusal::Compacted { requested: 4, oldest: 5 }));
+    assert_eq!(compact(&mut machine, 5), Err(Refusal::Compacted { requested: 5, oldest: 5 }), "and once");
     assert!(machine.state.over(&NO_LIMITS, 0));
     assert_eq!(machine.state.trim(&NO_LIMITS, 0).len(), 4);
     assert_eq!(machine.state.base().revision, 5);
@@ -232,6 +375,7 @@ impl Model {
                     changed |= now.len() != before;
                 }
                 Op::Range { .. } => {}
+                other => panic!("not generated: {other:?}"),
             }
         }
         if changed {

@@ -57,14 +57,18 @@ fn carry_out(model: &Model, txn: &Txn, revision: Revision) -> (TxnResult, Vec<Ev
         Compare::CreateRevision { key, equals } => model.get(key).map_or(0, |kv| kv.create_revision) == *equals,
         Compare::Version { key, equals } => model.get(key).map_or(0, |kv| kv.version) == *equals,
         Compare::Value { key, equals } => model.get(key).is_some_and(|kv| kv.value == *equals),
+        Compare::Keys { .. } => unreachable!("not generated"),
     });
     let mut events = Vec::new();
     let mut results = Vec::new();
     for op in if succeeded { &txn.then } else { &txn.otherwise } {
-        let (Op::Put { key: start, .. } | Op::Delete { start, .. } | Op::Range { start, .. }) = op;
+        let (Op::Put { key: start, .. } | Op::Delete { start, .. } | Op::Range { start, .. }) = op else {
+            unreachable!("not generated")
+        };
         let end = match op {
             Op::Put { .. } => None,
             Op::Delete { end, .. } | Op::Range { end, .. } => end.as_ref(),
+            Op::Update { .. } | Op::Txn(_) => unreachable!("not generated"),
         };
         let inside = |key: &Bytes| end.map_or(key == start, |end| in_range(key, start, end));
         let items: Vec<Arc<KeyValue>> = model.values().filter(|kv| inside(&kv.key)).cloned().collect();
@@ -92,6 +96,7 @@ fn carry_out(model: &Model, txn: &Txn, revision: Revision) -> (TxnResult, Vec<Ev
                 OpResult::Delete { deleted: items }
             }
             Op::Range { .. } => OpResult::Range { items },
+            Op::Update { .. } | Op::Txn(_) => unreachable!("not generated"),
         });
     }
     let revision = if events.is_empty() { revision - 1 } else { revision };
@@ -103,6 +108,7 @@ fn changed(result: &TxnResult) -> bool {
         OpResult::Put { .. } => true,
         OpResult::Delete { deleted } => !deleted.is_empty(),
         OpResult::Range { .. } => false,
+        OpResult::Txn { .. } => unreachable!("not generated"),
     })
 }
 

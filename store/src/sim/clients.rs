@@ -260,7 +260,7 @@ impl World {
     fn command(&mut self, n: usize, choice: u64) -> (What, Command) {
         let lease = self.clients.clients[n].lease;
         let command = match (choice, lease) {
-            (5, None) => Command::LeaseGrant { ttl: Duration::from_millis(200 + self.dice.roll(5000)) },
+            (5, None) => Command::LeaseGrant { id: None, ttl: Duration::from_millis(200 + self.dice.roll(5000)) },
             (5, Some(id)) => Command::LeaseKeepAlive { id },
             (6, Some(id)) => Command::LeaseRevoke { id },
             (7, _) => Command::Compact { revision: self.archive.newest().saturating_sub(self.dice.roll(60)) },
