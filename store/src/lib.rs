@@ -12,6 +12,7 @@
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
 //! - `backup`: all of it as one file, and back;
 //! - `raft`: the loop that drives it all;
+//! - `etcd`: the store as etcd's clients know it;
 //! - `sim` (tests only): groups of members in one thread, by seed.
 //!
 //! Invariants:
@@ -28,6 +29,7 @@ mod checkpoint;
 mod command;
 mod disk;
 mod error;
+pub mod etcd;
 mod image;
 mod lease;
 mod log;

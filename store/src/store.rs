@@ -275,6 +275,28 @@ impl Store {
         }
     }
 
+    pub(crate) fn revision(&self) -> Revision {
+        self.shared.state().revision()
+    }
+
+    /// The oldest revision that can be read.
+    pub(crate) fn oldest_revision(&self) -> Revision {
+        self.shared.state().oldest()
+    }
+
+    pub(crate) fn member_id(&self) -> u64 {
+        self.member_id
+    }
+
+    /// 0 while there is none.
+    pub(crate) fn leader(&self) -> u64 {
+        self.shared.gauges.leader()
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.shared.gauges.term()
+    }
+
     /// Where messages of other members go.
     #[cfg(test)]
     pub(crate) fn inbox(&self) -> Arc<Queue<Input>> {

@@ -1,0 +1,132 @@
+//! etcd's v3 API over gRPC: what `etcdctl`, the client libraries and the original kube-apiserver speak.
+//!
+//! Modules, in reading order:
+//! - `connection`: one client's HTTP/2 connection; `method`: which call a path is;
+//! - `grpc`: messages in frames, and how a call ends; `status`: what etcd says when something is refused;
+//! - `kv`, `txn`, `watch`, `lease`, `maintenance`: the services;
+//! - `messages`: what goes over the wire.
+//!
+//! Invariants:
+//! - an answer says what etcd would say, down to the code and the text of an error;
+//! - a call that another one has to wait for does not wait for a long read: those have tasks of their own;
+//! - a client that does not read its watches makes the store hold no more than a bounded number of responses.
+
+mod connection;
+mod grpc;
+mod kv;
+mod lease;
+mod maintenance;
+mod messages;
+mod method;
+mod status;
+mod txn;
+mod watch;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch as signal,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use self::messages::ResponseHeader;
+use crate::{Revision, Store};
+
+/// The version of etcd whose API this is. Clients decide by it what they may ask for.
+const VERSION: &str = "3.6.5";
+
+/// A client that has not finished its handshake by then is not let in.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// What is under way at the end may take this long yet.
+const GRACE: Duration = Duration::from_secs(2);
+/// After an error of `accept`, which is the process having no file descriptors left, nobody is let in for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A connection is two tasks and some buffers; more clients than any cluster has.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// Serves the API of `store` to whoever connects to `listener`, until `stop` resolves. With `tls` every client speaks
+/// TLS, and is asked for what that configuration asks for; without it, anyone who can connect may do anything.
+pub async fn serve(
+    store: Store,
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    stop: impl Future<Output = ()>,
+) {
+    let api = Api { store };
+    let tls = tls.map(|config| {
+        let mut config = rustls::ServerConfig::clone(&config);
+        // gRPC's clients refuse a server that has not chosen HTTP/2 in the handshake.
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsAcceptor::from(Arc::new(config))
+    });
+    let (stopping, stopped) = signal::channel(false);
+    let mut connections = JoinSet::new();
+    tokio::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(connect(api.clone(), stream, tls.clone(), stopped.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the etcd API could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    // Nobody listening is as good as everybody having heard.
+    let _ = stopping.send(true);
+    let all = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(GRACE * 2, all).await;
+}
+
+async fn connect(api: Api, stream: TcpStream, tls: Option<TlsAcceptor>, stopped: signal::Receiver<bool>) {
+    // Answers are small, and someone waits for each.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection to the etcd API was gone at once");
+        return;
+    }
+    let served = match tls {
+        None => connection::serve(api, stream, stopped).await,
+        Some(tls) => match tokio::time::timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => connection::serve(api, stream, stopped).await,
+            Ok(Err(error)) => return tracing::info!(%error, "a client of the etcd API was not let in"),
+            Err(_) => return tracing::info!("a client of the etcd API did not finish its handshake"),
+        },
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection to the etcd API broke");
+    }
+}
+
+/// What every call has at hand.
+#[derive(Debug, Clone)]
+struct Api {
+    store: Store,
+}
+
+/// All the members of one group answer the same number, and no client compares it with another group's.
+const CLUSTER_ID: u64 = 0x6d69_6e69_6b38_7301;
+
+impl Api {
+    fn header(&self, revision: Revision) -> Option<ResponseHeader> {
+        Some(ResponseHeader {
+            cluster_id: CLUSTER_ID,
+            member_id: self.store.member_id(),
+            revision: revision as i64,
+            raft_term: self.store.term(),
+        })
+    }
+
+    /// The header of an answer that belongs to no revision in particular.
+    fn header_now(&self) -> Option<ResponseHeader> {
+        self.header(self.store.revision())
+    }
+}

@@ -1,0 +1,143 @@
+//! One client's connection. Short calls are carried out in the connection's own task, so that all the answers that come
+//! of one sync of the log leave in one write; long ones have tasks of their own, which end with the connection.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use h2::{
+    Ping, RecvStream,
+    server::{Connection, SendResponse},
+};
+use http::Request;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch as signal,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+
+use super::{
+    Api, GRACE, HANDSHAKE_WAIT,
+    grpc::{Call, Incoming},
+    method::{self, Method},
+    status::Status,
+};
+
+/// What a client may send of one call, and of all of them, before it has to wait for the server to read on.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// What a call's answer may hold of memory before it waits for the client.
+const SEND_BUFFER: usize = 1 << 20;
+/// Calls under way on one connection; a client waits with further ones.
+const MAX_STREAMS: u32 = 10_000;
+/// A client that has been silent is asked whether it is there, and is given up where it does not say so by the next time.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+pub async fn serve<T>(api: Api, stream: T, mut stopped: signal::Receiver<bool>) -> Result<(), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_streams(MAX_STREAMS);
+    let Ok(connection) = tokio::time::timeout(HANDSHAKE_WAIT, builder.handshake::<T, Bytes>(stream)).await else {
+        return Ok(());
+    };
+    let mut connection = connection?;
+    let mut ping = connection.ping_pong();
+    let mut ping_time = interval(PING_EVERY);
+    ping_time.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is at once.
+    ping_time.tick().await;
+    let mut unanswered = false;
+    let mut short = FuturesUnordered::new();
+    let mut long = JoinSet::new();
+    loop {
+        tokio::select! {
+            // Answers first: what they have written, the connection then sends in one go.
+            biased;
+            Some(()) = short.next() => {}
+            accepted = connection.accept() => {
+                let Some(accepted) = accepted else { return Ok(()) };
+                let (request, respond) = accepted?;
+                let Some((method, call)) = route(&api, request, respond) else { continue };
+                let answer = method::answer(api.clone(), method, call);
+                if method.is_long() {
+                    long.spawn(answer);
+                } else {
+                    short.push(answer);
+                }
+            }
+            Some(_) = long.join_next() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            _ = ping_time.tick() => {
+                let Some(ping) = &mut ping else { continue };
+                if unanswered {
+                    return Ok(());
+                }
+                unanswered = ping.send_ping(Ping::opaque()).is_ok();
+            }
+            _ = pong(&mut ping), if unanswered => unanswered = false,
+        }
+    }
+    wind_up(connection, short, long).await
+}
+
+async fn pong(ping: &mut Option<h2::PingPong>) {
+    match ping {
+        Some(ping) => drop(std::future::poll_fn(|context| ping.poll_pong(context)).await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets calls come to their end, and begins no more.
+async fn wind_up<T>(
+    mut connection: Connection<T, Bytes>,
+    mut short: FuturesUnordered<impl Future<Output = ()>>,
+    mut long: JoinSet<()>,
+) -> Result<(), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    // Streams without an end would have none now either; clients begin them anew elsewhere.
+    long.abort_all();
+    connection.graceful_shutdown();
+    let ended = async {
+        loop {
+            tokio::select! {
+                biased;
+                Some(()) = short.next() => {}
+                accepted = connection.accept() => match accepted {
+                    None => return Ok(()),
+                    Some(accepted) => Call::of(accepted?).refuse(&Status::STOPPED),
+                },
+            }
+        }
+    };
+    tokio::time::timeout(GRACE, ended).await.unwrap_or(Ok(()))
+}
+
+impl Call {
+    fn of((request, respond): (Request<RecvStream>, SendResponse<Bytes>)) -> Call {
+        Call { incoming: Incoming::new(request.into_body()), respond }
+    }
+}
+
+/// Which call it is; one that cannot be answered is refused at once.
+fn route(api: &Api, request: Request<RecvStream>, respond: SendResponse<Bytes>) -> Option<(Method, Call)> {
+    // Some clients would rather go elsewhere than wait for a leader.
+    let leaderless = api.store.leader() == 0 && request.headers().get("hasleader").is_some_and(|asks| asks == "true");
+    let method = if leaderless { Err(Status::NO_LEADER) } else { Method::of(request.uri().path()) };
+    let call = Call::of((request, respond));
+    match method {
+        Ok(method) => Some((method, call)),
+        Err(status) => {
+            call.refuse(&status);
+            None
+        }
+    }
+}

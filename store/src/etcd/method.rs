@@ -1,0 +1,160 @@
+//! Which call a path is, and who answers it.
+
+use super::{
+    Api,
+    grpc::{Call, unary},
+    kv, lease, maintenance,
+    messages::Empty,
+    status::Status,
+    txn, watch,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+    Watch,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
+    MemberList,
+    Alarm,
+    Status,
+    Defragment,
+    Hash,
+    HashKv,
+    AuthStatus,
+    /// The rest of the service `Auth`.
+    Auth,
+    Health,
+    /// etcd has it, this API does not.
+    Missing(&'static str),
+}
+
+const METHODS: &[(&str, Method)] = &[
+    ("/etcdserverpb.KV/Put", Method::Put),
+    ("/etcdserverpb.KV/Range", Method::Range),
+    ("/etcdserverpb.KV/Txn", Method::Txn),
+    ("/etcdserverpb.KV/DeleteRange", Method::DeleteRange),
+    ("/etcdserverpb.KV/Compact", Method::Compact),
+    ("/etcdserverpb.Watch/Watch", Method::Watch),
+    ("/etcdserverpb.Lease/LeaseKeepAlive", Method::LeaseKeepAlive),
+    ("/etcdserverpb.Lease/LeaseGrant", Method::LeaseGrant),
+    ("/etcdserverpb.Lease/LeaseRevoke", Method::LeaseRevoke),
+    ("/etcdserverpb.Lease/LeaseTimeToLive", Method::LeaseTimeToLive),
+    ("/etcdserverpb.Lease/LeaseLeases", Method::LeaseLeases),
+    ("/etcdserverpb.Cluster/MemberList", Method::MemberList),
+    ("/etcdserverpb.Cluster/MemberAdd", Method::Missing("members cannot be added through the etcd API yet")),
+    ("/etcdserverpb.Cluster/MemberRemove", Method::Missing("members cannot be removed through the etcd API yet")),
+    ("/etcdserverpb.Cluster/MemberUpdate", Method::Missing("members cannot be updated through the etcd API yet")),
+    ("/etcdserverpb.Cluster/MemberPromote", Method::Missing("members cannot be promoted through the etcd API yet")),
+    ("/etcdserverpb.Maintenance/Alarm", Method::Alarm),
+    ("/etcdserverpb.Maintenance/Status", Method::Status),
+    ("/etcdserverpb.Maintenance/Defragment", Method::Defragment),
+    ("/etcdserverpb.Maintenance/Hash", Method::Hash),
+    ("/etcdserverpb.Maintenance/HashKV", Method::HashKv),
+    ("/etcdserverpb.Maintenance/Snapshot", Method::Missing("snapshots are not served through the etcd API yet")),
+    ("/etcdserverpb.Maintenance/MoveLeader", Method::Missing("the leader cannot be moved through the etcd API yet")),
+    ("/etcdserverpb.Maintenance/Downgrade", Method::Missing("there is no older version to go back to")),
+    ("/etcdserverpb.Auth/AuthStatus", Method::AuthStatus),
+    ("/grpc.health.v1.Health/Check", Method::Health),
+];
+
+impl Method {
+    pub fn of(path: &str) -> Result<Method, Status> {
+        if let Some((_, method)) = METHODS.iter().find(|(known, _)| *known == path) {
+            return Ok(*method);
+        }
+        let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+        match service {
+            "etcdserverpb.Auth" => Ok(Method::Auth),
+            _ if METHODS.iter().any(|(known, _)| known[1..].starts_with(service) && !service.is_empty()) => {
+                Err(Status::unimplemented(format!("unknown method {method} for service {service}")))
+            }
+            _ => Err(Status::unimplemented(format!("unknown service {service}"))),
+        }
+    }
+
+    /// Whether it may take long, or has no end: such a call gets a task of its own.
+    pub fn is_long(self) -> bool {
+        match self {
+            Method::Watch | Method::LeaseKeepAlive | Method::Hash | Method::HashKv => true,
+            Method::Range
+            | Method::Put
+            | Method::DeleteRange
+            | Method::Txn
+            | Method::Compact
+            | Method::LeaseGrant
+            | Method::LeaseRevoke
+            | Method::LeaseTimeToLive
+            | Method::LeaseLeases
+            | Method::MemberList
+            | Method::Alarm
+            | Method::Status
+            | Method::Defragment
+            | Method::AuthStatus
+            | Method::Auth
+            | Method::Health
+            | Method::Missing(_) => false,
+        }
+    }
+}
+
+/// Answers a call. What almost all calls are comes first and in place; the state of the others is kept off the stack
+/// of those.
+pub async fn answer(api: Api, method: Method, call: Call) {
+    match method {
+        Method::Put => unary(call, |request| kv::put(&api, request)).await,
+        Method::Range => unary(call, |request| kv::range(&api, request)).await,
+        Method::Txn => Box::pin(unary(call, |request| txn::txn(&api, request))).await,
+        _ => Box::pin(answer_others(api, method, call)).await,
+    }
+}
+
+async fn answer_others(api: Api, method: Method, call: Call) {
+    let api = &api;
+    match method {
+        Method::Put | Method::Range | Method::Txn => unreachable!("answered in place"),
+        Method::DeleteRange => unary(call, |request| kv::delete_range(api, request)).await,
+        Method::Compact => unary(call, |request| kv::compact(api, request)).await,
+        Method::Watch => watch::watch(api, call).await,
+        Method::LeaseGrant => unary(call, |request| lease::grant(api, request)).await,
+        Method::LeaseRevoke => unary(call, |request| lease::revoke(api, request)).await,
+        Method::LeaseKeepAlive => lease::keep_alive(api, call).await,
+        Method::LeaseTimeToLive => unary(call, |request| lease::time_to_live(api, request)).await,
+        Method::LeaseLeases => unary(call, |_: Empty| lease::leases(api)).await,
+        Method::MemberList => unary(call, |request| maintenance::member_list(api, request)).await,
+        Method::Alarm => unary(call, |request| maintenance::alarm(api, request)).await,
+        Method::Status => unary(call, |_: Empty| maintenance::status(api)).await,
+        Method::Defragment => unary(call, |_: Empty| maintenance::defragment(api)).await,
+        Method::Hash => unary(call, |_: Empty| maintenance::hash(api)).await,
+        Method::HashKv => unary(call, |request| maintenance::hash_kv(api, request)).await,
+        Method::AuthStatus => unary(call, |_: Empty| maintenance::auth_status(api)).await,
+        Method::Auth => call.refuse(&Status::AUTH_NOT_ENABLED),
+        Method::Health => unary(call, maintenance::health).await,
+        Method::Missing(reason) => call.refuse(&Status::unimplemented(reason)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        assert_eq!(Method::of("/etcdserverpb.KV/Put"), Ok(Method::Put));
+        assert_eq!(Method::of("/etcdserverpb.Auth/UserList"), Ok(Method::Auth));
+        for (path, reason) in [
+            ("/etcdserverpb.KV/Get", "unknown method Get for service etcdserverpb.KV"),
+            ("/a.B/C", "unknown service a.B"),
+            ("/", "unknown service "),
+        ] {
+            assert_eq!(Method::of(path), Err(Status::unimplemented(reason)), "{path}");
+        }
+    }
+}
