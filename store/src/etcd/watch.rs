@@ -99,7 +99,10 @@ impl Stream {
                 request = incoming.next() => request?,
                 Some(ended) = self.tasks.join_next() => match ended {
                     Ok(Ended::Watch(id)) => {
-                        self.watches.remove(&id);
+                        // Its id may have been given again since.
+                        if self.watches.get(&id).is_some_and(mpsc::Sender::is_closed) {
+                            self.watches.remove(&id);
+                        }
                         continue;
                     }
                     Ok(Ended::Store) => return Err(Status::STOPPED),
