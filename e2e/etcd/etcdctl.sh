@@ -12,13 +12,14 @@ trap 'rm -rf "$OUT"' EXIT
 # Without what no two servers have in common.
 mask() {
     sed -E \
-        -e 's/"(cluster_id|member_id|raft_term|raftTerm|raftIndex|raftAppliedIndex|leader|dbSize|dbSizeInUse|dbSizeQuota|hash|compact_revision|ID)":[0-9]+/"\1":N/g' \
+        -e 's/"(cluster_id|member_id|raft_term|raftTerm|raftIndex|raftAppliedIndex|leader|dbSize|dbSizeInUse|dbSizeQuota|hash|ID|id)":[0-9]+/"\1":N/g' \
         -e 's/"(ClusterID|MemberID|RaftTerm|RaftIndex|RaftAppliedIndex|Leader|DBSize|DBSizeInUse|DBSizeQuota|Hash|CompactRevision|ID|DbSizeQuota|DbSize|DbSizeInUse)" ?: ?[0-9]+/"\1" : N/g' \
         -e 's/127\.0\.0\.1:[0-9]+/ADDRESS/g' \
         -e 's/took = [^ ]+/took = T/; s/"took":"[^"]*"/"took":T/; s/"Took" : "[^"]*"/"Took" : T/' \
         -e 's/took [0-9.]+[mµn]?s/took T/g' \
         -e 's/"ts":"[^"]*"/"ts":T/; s/"target":"[^"]*"/"target":T/; s/0xc[0-9a-f]+/PTR/g; s/"caller":"[^"]*"/"caller":C/' \
-        -e 's/[0-9a-f]{16}/ID/g' \
+        -e 's/"id":-?[0-9]+/"id":N/g; s/^ADDRESS, [0-9]+, [0-9]+$/ADDRESS, HASH/; s/,"hash_revision":[0-9]+//' \
+        -e 's/[0-9a-f]{16}/ID/g; s|^e/[0-9a-f]+|e/ID|; s/^ID, started, default, .*/ID, started, default, URLS/' \
         -e 's/remaining\([0-9]+s\)/remaining(N)/; s/remaining-ttl":[0-9]+/remaining-ttl":N/'
 }
 
@@ -27,7 +28,7 @@ ctl() { timeout 10 "$ETCDCTL" --endpoints="$ENDPOINT" "$@"; }
 
 # One command with its output.
 t() {
-    echo "\$ $*" >>"$LOG"
+    echo "\$ $*" | mask >>"$LOG"
     ctl "$@" </dev/null >"$OUT/one" 2>&1
     code=$?
     { cat "$OUT/one"; echo "= $code"; } | mask >>"$LOG"
@@ -47,7 +48,7 @@ i() {
 w() {
     seconds=$1
     shift
-    echo "\$ $*" >>"$LOG"
+    echo "\$ $*" | mask >>"$LOG"
     timeout "$seconds" "$ETCDCTL" --endpoints="$ENDPOINT" "$@" >"$OUT/watch" 2>&1 &
     watch=$!
     sleep 0.5
@@ -85,7 +86,7 @@ commands() {
     t get a c
     t get c a
     t get --prefix s
-    t get a c --count-only -w json
+    t get a c --count-only -w fields
     t get a --prefix --count-only
     t get '' --prefix --count-only --write-out=fields
     t get '' --prefix --limit 2 -w json
@@ -123,14 +124,13 @@ commands() {
     i 'create("t") < "2"\n\nget t\n\nget t --print-value-only\n\n' txn
     i 'ver("t") != "0"\nver("none") = "0"\n\ndel t\nput u 1\n\n\n' txn -w json
     i 'value("none") != "1"\n\n\nget u\n\n' txn -w fields
-    i 'lease("u") = "0"\n\nget u\n\n\n' txn
     i '\nput k 1\nput k 2\n\n\n' txn
     i '\nput k 1\ndel k\n\n\n' txn
     i '\nget a --rev 100000\n\n\n' txn
     i '\nput k 1 --lease=99\n\n\n' txn
     i "\n$(for n in $(seq 129); do echo "put k$n 1"; done)\n\n\n" txn
     i "\n$(for n in $(seq 128); do echo "put k$n 1"; done)\n\n\n" txn
-    t get k --prefix --count-only -w json
+    t get k --prefix --count-only -w fields
     head -c 1600000 /dev/zero | tr '\0' x >"$OUT/large"
     echo '$ put large' >>"$LOG"
     ctl put large <"$OUT/large" 2>&1 | mask >>"$LOG"
@@ -187,7 +187,7 @@ commands() {
     { echo 'watch wi/ --prefix'; echo 'watch wi/1'; sleep 0.5; during; echo progress; sleep 0.5; } |
         timeout 3 "$ETCDCTL" --endpoints="$ENDPOINT" watch -i 2>&1 | mask | sort >>"$LOG"
 
-    revision=$(ctl get '' --prefix --count-only -w json | sed -E 's/.*"revision":([0-9]+).*/\1/')
+    revision=$(ctl get '' --prefix --limit 1 -w json | sed -E 's/.*"revision":([0-9]+).*/\1/')
     t compaction 100000
     t compaction "$revision"
     t compaction "$revision"
@@ -210,6 +210,7 @@ commands() {
     t endpoint hashkv -w json
     t endpoint hashkv --rev 1
     t endpoint hashkv --rev 1000000
+    t member list
     t alarm list
     t alarm disarm
     t defrag

@@ -137,7 +137,7 @@ pub struct State {
     /// Revisions up to here are refused to readers even while the history still has them.
     compacted: Revision,
     /// The newest revision that someone asked to compact at, which cannot be asked again.
-    asked: Revision,
+    asked: Option<Revision>,
 }
 
 impl State {
@@ -159,7 +159,7 @@ impl State {
             members: base.members.clone(),
             leases,
             compacted: base.revision,
-            asked: 0,
+            asked: None,
             base,
             history: VecDeque::new(),
             history_bytes: 0,
@@ -190,6 +190,11 @@ impl State {
     /// The oldest revision that can be read.
     pub fn oldest(&self) -> Revision {
         self.compacted
+    }
+
+    /// The newest revision that someone asked to compact at.
+    pub fn asked(&self) -> Option<Revision> {
+        self.asked
     }
 
     pub fn history_bytes(&self) -> usize {
@@ -272,10 +277,10 @@ impl State {
         if revision > self.revision {
             return Applied::refused(Refusal::Future { requested: revision, current: self.revision });
         }
-        if revision <= self.asked {
+        if self.asked.is_some_and(|asked| revision <= asked) {
             return Applied::refused(Refusal::Compacted { requested: revision, oldest: self.compacted });
         }
-        self.asked = revision;
+        self.asked = Some(revision);
         self.compacted = self.compacted.max(revision);
         Applied::quietly(Answer::Done)
     }

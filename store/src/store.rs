@@ -284,6 +284,11 @@ impl Store {
         self.shared.state().oldest()
     }
 
+    /// The newest revision that someone asked to compact at.
+    pub(crate) fn compact_revision(&self) -> Option<Revision> {
+        self.shared.state().asked()
+    }
+
     pub(crate) fn member_id(&self) -> u64 {
         self.member_id
     }

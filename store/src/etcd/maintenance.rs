@@ -5,8 +5,9 @@ use super::{
     messages::{
         HeaderOnly,
         maintenance::{
-            AlarmAction, AlarmRequest, AlarmResponse, AuthStatusResponse, HashKvRequest, HashKvResponse, HashResponse,
-            HealthCheckRequest, HealthCheckResponse, Member, MemberListRequest, MemberListResponse, StatusResponse,
+            AlarmAction, AlarmRequest, AlarmResponse, AuthStatusResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
+            HashResponse, HealthCheckRequest, HealthCheckResponse, Member, MemberListRequest, MemberListResponse,
+            StatusResponse,
         },
     },
     status::Status,
@@ -45,6 +46,7 @@ pub async fn status(api: &Api) -> Result<StatusResponse, Status> {
         errors,
         db_size_in_use: status.log_bytes as i64,
         storage_version: format!("{}.0", VERSION.rsplit_once('.').map_or(VERSION, |(minor, _)| minor)),
+        downgrade_info: Some(DowngradeInfo::default()),
         ..StatusResponse::default()
     })
 }
@@ -64,7 +66,7 @@ pub async fn hash_kv(api: &Api, request: HashKvRequest) -> Result<HashKvResponse
     Ok(HashKvResponse {
         header: api.header(now),
         hash: hash_of(&snapshot),
-        compact_revision: api.store.status().oldest_revision as i64,
+        compact_revision: api.store.compact_revision().map_or(-1, |revision| revision as i64),
         hash_revision: snapshot.revision() as i64,
     })
 }
@@ -84,6 +86,11 @@ fn hash_of(snapshot: &Snapshot) -> u32 {
 pub async fn auth_status(api: &Api) -> Result<AuthStatusResponse, Status> {
     const FIRST: Revision = 1;
     Ok(AuthStatusResponse { header: api.header_now(), enabled: false, auth_revision: FIRST })
+}
+
+/// Lists that are empty, and what is disabled already.
+pub async fn auth_nothing(api: &Api) -> Result<HeaderOnly, Status> {
+    Ok(HeaderOnly { header: api.header_now() })
 }
 
 pub async fn health(_request: HealthCheckRequest) -> Result<HealthCheckResponse, Status> {

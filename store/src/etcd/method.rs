@@ -29,7 +29,9 @@ pub enum Method {
     Hash,
     HashKv,
     AuthStatus,
-    /// The rest of the service `Auth`.
+    /// What the service `Auth` does where there is nobody and nothing to do.
+    AuthNothing,
+    /// The rest of it.
     Auth,
     Health,
     /// etcd has it, this API does not.
@@ -62,6 +64,9 @@ const METHODS: &[(&str, Method)] = &[
     ("/etcdserverpb.Maintenance/MoveLeader", Method::Missing("the leader cannot be moved through the etcd API yet")),
     ("/etcdserverpb.Maintenance/Downgrade", Method::Missing("there is no older version to go back to")),
     ("/etcdserverpb.Auth/AuthStatus", Method::AuthStatus),
+    ("/etcdserverpb.Auth/AuthDisable", Method::AuthNothing),
+    ("/etcdserverpb.Auth/UserList", Method::AuthNothing),
+    ("/etcdserverpb.Auth/RoleList", Method::AuthNothing),
     ("/grpc.health.v1.Health/Check", Method::Health),
 ];
 
@@ -98,6 +103,7 @@ impl Method {
             | Method::Status
             | Method::Defragment
             | Method::AuthStatus
+            | Method::AuthNothing
             | Method::Auth
             | Method::Health
             | Method::Missing(_) => false,
@@ -135,6 +141,7 @@ async fn answer_others(api: Api, method: Method, call: Call) {
         Method::Hash => unary(call, |_: Empty| maintenance::hash(api)).await,
         Method::HashKv => unary(call, |request| maintenance::hash_kv(api, request)).await,
         Method::AuthStatus => unary(call, |_: Empty| maintenance::auth_status(api)).await,
+        Method::AuthNothing => unary(call, |_: Empty| maintenance::auth_nothing(api)).await,
         Method::Auth => call.refuse(&Status::AUTH_NOT_ENABLED),
         Method::Health => unary(call, maintenance::health).await,
         Method::Missing(reason) => call.refuse(&Status::unimplemented(reason)),
@@ -148,7 +155,7 @@ mod tests {
     #[test]
     fn paths() {
         assert_eq!(Method::of("/etcdserverpb.KV/Put"), Ok(Method::Put));
-        assert_eq!(Method::of("/etcdserverpb.Auth/UserList"), Ok(Method::Auth));
+        assert_eq!(Method::of("/etcdserverpb.Auth/UserAdd"), Ok(Method::Auth));
         for (path, reason) in [
             ("/etcdserverpb.KV/Get", "unknown method Get for service etcdserverpb.KV"),
             ("/a.B/C", "unknown service a.B"),

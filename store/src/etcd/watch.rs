@@ -201,7 +201,9 @@ impl Stream {
                     Error::Compacted { .. } => store.oldest_revision() as i64,
                     _ => 0,
                 };
-                self.send(&canceled(options.id, compacted)).await?;
+                // etcd leaves the revision out, as it stands for no state.
+                let header = self.api.header(0);
+                self.send(&WatchResponse { header, ..canceled(options.id, compacted) }).await?;
                 Ok(None)
             }
         }
@@ -237,7 +239,6 @@ impl Stream {
 
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
-/// etcd leaves the revision out, as it stands for no state.
 fn canceled(watch_id: i64, compact_revision: i64) -> WatchResponse {
     WatchResponse { watch_id, canceled: true, compact_revision, ..WatchResponse::default() }
 }
