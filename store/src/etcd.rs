@@ -130,3 +130,6 @@ impl Api {
         self.header(self.store.revision())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,7 +75,7 @@ impl Method {
         if let Some((_, method)) = METHODS.iter().find(|(known, _)| *known == path) {
             return Ok(*method);
         }
-        let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or((path, ""));
+        let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or_default();
         match service {
             "etcdserverpb.Auth" => Ok(Method::Auth),
             _ if METHODS.iter().any(|(known, _)| known[1..].starts_with(service) && !service.is_empty()) => {
