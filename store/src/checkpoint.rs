@@ -2,7 +2,7 @@
 //!
 //! It is a cache. It follows the log at a distance (by the length of the history), is written off the commit
 //! path, and losing or corrupting it loses nothing: snapshot and log have everything. sled's own promises are not
-//! relied on: each change of the base is one atomic batch, and the base's record counts the keys and sums their
+//! relied on: each move of the base is one atomic batch, and the base's record counts the keys and sums their
 //! checksums, so a state that sled brings back incomplete is noticed and set aside.
 
 use std::{
@@ -29,6 +29,17 @@ const CACHE_BYTES: u64 = 8 << 20;
 /// Keys written in one sled batch when everything is written anew.
 const BATCH: usize = 1024;
 
+/// What the base has gained is kept in memory up to one of these, and then written: a key that changes often, as most
+/// that change do, is written once for all that. It holds values that nothing else may hold any more, and a start after
+/// a crash replays these changes from the log.
+const HELD: Held = Held { changes: 64 << 10, keys: 16 << 10, bytes: 8 << 20 };
+
+struct Held {
+    changes: usize,
+    keys: usize,
+    bytes: usize,
+}
+
 const BASE: &[u8] = b"b";
 const KEY: u8 = b'k';
 
@@ -38,6 +49,10 @@ pub struct Checkpoint {
     base: Base,
     count: u64,
     sum: u64,
+    /// What `base` has and the database has not yet, and of how many changes it is.
+    pending: HashMap<Bytes, Option<Arc<KeyValue>>>,
+    pending_bytes: usize,
+    pending_changes: usize,
 }
 
 impl Checkpoint {
@@ -65,7 +80,16 @@ impl Checkpoint {
                 .open()
                 .map_err(|error| error.to_string())?;
             let image = read(&db)?;
-            let mut checkpoint = Checkpoint { db, path: path.to_owned(), base: Base::default(), count: 0, sum: 0 };
+            let mut checkpoint = Checkpoint {
+                db,
+                path: path.to_owned(),
+                base: Base::default(),
+                count: 0,
+                sum: 0,
+                pending: HashMap::new(),
+                pending_bytes: 0,
+                pending_changes: 0,
+            };
             if let Some(image) = &image {
                 checkpoint.base = image.base.clone();
                 checkpoint.count = image.map.len() as u64;
@@ -76,31 +100,51 @@ impl Checkpoint {
         catch_unwind(attempt).unwrap_or_else(|_| Err("sled panicked".to_owned()))
     }
 
-    /// Moves the base forward by `changes`, in one atomic batch.
+    /// Moves the base forward by `changes`. On disk it follows in steps, each one atomic batch.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), sled::Error> {
-        let mut newest: HashMap<&Bytes, Option<&KeyValue>> = HashMap::new();
         for change in changes {
             for event in change.batch.iter().flat_map(|batch| &batch.events) {
                 if let Some(previous) = &event.previous {
                     self.count -= 1;
                     self.sum = self.sum.wrapping_sub(digest(previous));
                 }
-                let now = (event.kind == EventKind::Put).then_some(&*event.kv);
+                let now = (event.kind == EventKind::Put).then_some(&event.kv);
                 if let Some(kv) = now {
                     self.count += 1;
                     self.sum = self.sum.wrapping_add(digest(kv));
                 }
-                newest.insert(&event.kv.key, now);
+                self.hold(&event.kv.key, now);
             }
             advance(&mut self.base, change);
         }
-        let mut batch = sled::Batch::default();
-        for (key, kv) in newest {
-            match kv {
-                Some(kv) => batch.insert(row(key), record(kv)),
-                None => batch.remove(row(key)),
+        self.pending_changes += changes.len();
+        let full =
+            self.pending_changes >= HELD.changes || self.pending.len() >= HELD.keys || self.pending_bytes >= HELD.bytes;
+        if full { self.write() } else { Ok(()) }
+    }
+
+    fn hold(&mut self, key: &Bytes, now: Option<&Arc<KeyValue>>) {
+        let size = |kv: Option<&Arc<KeyValue>>| kv.map_or(0, |kv| kv.value.len());
+        self.pending_bytes += size(now);
+        match self.pending.get_mut(key) {
+            Some(held) => self.pending_bytes -= size(std::mem::replace(held, now.cloned()).as_ref()),
+            None => {
+                self.pending_bytes += key.len();
+                self.pending.insert(key.clone(), now.cloned());
             }
         }
+    }
+
+    /// Brings the database to where the base is.
+    fn write(&mut self) -> Result<(), sled::Error> {
+        let mut batch = sled::Batch::default();
+        for (key, kv) in self.pending.drain() {
+            match kv {
+                Some(kv) => batch.insert(row(&key), record(&kv)),
+                None => batch.remove(row(&key)),
+            }
+        }
+        (self.pending_bytes, self.pending_changes) = (0, 0);
         batch.insert(BASE, self.base_record());
         self.db.apply_batch(batch)
     }
@@ -110,6 +154,8 @@ impl Checkpoint {
         self.db.clear()?;
         self.base = image.base.clone();
         (self.count, self.sum) = (0, 0);
+        self.pending.clear();
+        (self.pending_bytes, self.pending_changes) = (0, 0);
         let mut batch = sled::Batch::default();
         for (at, kv) in image.map.values().enumerate() {
             self.count += 1;
@@ -124,7 +170,10 @@ impl Checkpoint {
     }
 
     /// Brings everything to the disk. sled's flush does not sync the device, hence the second step.
-    pub fn flush(&self) -> Result<(), String> {
+    pub fn flush(&mut self) -> Result<(), String> {
+        if self.pending_changes > 0 {
+            self.write().map_err(|error| error.to_string())?;
+        }
         self.db.flush().map_err(|error| error.to_string())?;
         let file = fs::File::open(self.path.join("db")).map_err(|error| error.to_string())?;
         file.sync_data().map_err(|error| error.to_string())
