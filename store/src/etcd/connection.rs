@@ -1,7 +1,7 @@
 //! One client's connection. Short calls are carried out in the connection's own task, so that all the answers that come
 //! of one sync of the log leave in one write; long ones have tasks of their own, which end with the connection.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -48,48 +48,72 @@ where
         return Ok(());
     };
     let mut connection = connection?;
-    let mut ping = connection.ping_pong();
+    let mut beside = pin!(beside(connection.ping_pong(), &mut stopped));
+    let mut short = FuturesUnordered::new();
+    let mut long = JoinSet::new();
+    let ended = poll_fn(|context| {
+        loop {
+            // Answers first: what they have written, the connection then sends in one go.
+            while let Poll::Ready(Some(())) = short.poll_next_unpin(context) {}
+            let Poll::Ready(accepted) = connection.poll_accept(context) else { break };
+            let (request, respond) = match accepted {
+                Some(Ok(accepted)) => accepted,
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(End::Closed)),
+            };
+            let Some((method, call)) = route(&api, request, respond) else { continue };
+            let answer = method::answer(api.clone(), method, call);
+            if method.is_long() {
+                long.spawn(answer);
+            } else {
+                short.push(answer);
+            }
+        }
+        while let Poll::Ready(Some(_)) = long.poll_join_next(context) {}
+        beside.as_mut().poll(context).map(Ok)
+    })
+    .await?;
+    match ended {
+        End::Closed | End::Silent => Ok(()),
+        End::Stopped => wind_up(connection, short, long).await,
+    }
+}
+
+/// Why a connection is served no longer.
+enum End {
+    /// The client has closed it.
+    Closed,
+    /// The client does not answer any more.
+    Silent,
+    /// The server stops.
+    Stopped,
+}
+
+/// What goes on beside the calls.
+async fn beside(mut ping: Option<h2::PingPong>, stopped: &mut signal::Receiver<bool>) -> End {
     let mut ping_time = interval(PING_EVERY);
     ping_time.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick is at once.
     ping_time.tick().await;
     let mut unanswered = false;
-    let mut short = FuturesUnordered::new();
-    let mut long = JoinSet::new();
     loop {
         tokio::select! {
-            // Answers first: what they have written, the connection then sends in one go.
-            biased;
-            Some(()) = short.next() => {}
-            accepted = connection.accept() => {
-                let Some(accepted) = accepted else { return Ok(()) };
-                let (request, respond) = accepted?;
-                let Some((method, call)) = route(&api, request, respond) else { continue };
-                let answer = method::answer(api.clone(), method, call);
-                if method.is_long() {
-                    long.spawn(answer);
-                } else {
-                    short.push(answer);
-                }
-            }
-            Some(_) = long.join_next() => {}
-            _ = stopped.wait_for(|stopped| *stopped) => break,
+            _ = stopped.wait_for(|stopped| *stopped) => return End::Stopped,
             _ = ping_time.tick() => {
                 let Some(ping) = &mut ping else { continue };
                 if unanswered {
-                    return Ok(());
+                    return End::Silent;
                 }
                 unanswered = ping.send_ping(Ping::opaque()).is_ok();
             }
-            _ = pong(&mut ping), if unanswered => unanswered = false,
+            () = pong(&mut ping), if unanswered => unanswered = false,
         }
     }
-    wind_up(connection, short, long).await
 }
 
 async fn pong(ping: &mut Option<h2::PingPong>) {
     match ping {
-        Some(ping) => drop(std::future::poll_fn(|context| ping.poll_pong(context)).await),
+        Some(ping) => drop(poll_fn(|context| ping.poll_pong(context)).await),
         None => std::future::pending().await,
     }
 }
