@@ -17,7 +17,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 
 use crate::{
-    EventKind, KeyValue,
+    Event, EventKind, KeyValue,
     command::{Reader, put_varint},
     image,
     mvcc::{Base, Change, Image, advance},
@@ -47,12 +47,20 @@ pub struct Checkpoint {
     db: sled::Db,
     path: PathBuf,
     base: Base,
+    /// Of the keys in the database.
     count: u64,
     sum: u64,
     /// What `base` has and the database has not yet, and of how many changes it is.
-    pending: HashMap<Bytes, Option<Arc<KeyValue>>>,
+    pending: HashMap<Bytes, Pending>,
     pending_bytes: usize,
     pending_changes: usize,
+}
+
+/// A key that has changed since the last write.
+struct Pending {
+    /// The digest of what the database has; none where it has no such key.
+    written: Option<u64>,
+    now: Option<Arc<KeyValue>>,
 }
 
 impl Checkpoint {
@@ -104,16 +112,7 @@ impl Checkpoint {
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), sled::Error> {
         for change in changes {
             for event in change.batch.iter().flat_map(|batch| &batch.events) {
-                if let Some(previous) = &event.previous {
-                    self.count -= 1;
-                    self.sum = self.sum.wrapping_sub(digest(previous));
-                }
-                let now = (event.kind == EventKind::Put).then_some(&event.kv);
-                if let Some(kv) = now {
-                    self.count += 1;
-                    self.sum = self.sum.wrapping_add(digest(kv));
-                }
-                self.hold(&event.kv.key, now);
+                self.hold(event);
             }
             advance(&mut self.base, change);
         }
@@ -123,14 +122,16 @@ impl Checkpoint {
         if full { self.write() } else { Ok(()) }
     }
 
-    fn hold(&mut self, key: &Bytes, now: Option<&Arc<KeyValue>>) {
+    fn hold(&mut self, event: &Event) {
         let size = |kv: Option<&Arc<KeyValue>>| kv.map_or(0, |kv| kv.value.len());
-        self.pending_bytes += size(now);
-        match self.pending.get_mut(key) {
-            Some(held) => self.pending_bytes -= size(std::mem::replace(held, now.cloned()).as_ref()),
+        let now = (event.kind == EventKind::Put).then(|| event.kv.clone());
+        self.pending_bytes += size(now.as_ref());
+        match self.pending.get_mut(&event.kv.key) {
+            Some(held) => self.pending_bytes -= size(std::mem::replace(&mut held.now, now).as_ref()),
             None => {
-                self.pending_bytes += key.len();
-                self.pending.insert(key.clone(), now.cloned());
+                self.pending_bytes += event.kv.key.len();
+                let written = event.previous.as_deref().map(digest);
+                self.pending.insert(event.kv.key.clone(), Pending { written, now });
             }
         }
     }
@@ -138,9 +139,17 @@ impl Checkpoint {
     /// Brings the database to where the base is.
     fn write(&mut self) -> Result<(), sled::Error> {
         let mut batch = sled::Batch::default();
-        for (key, kv) in self.pending.drain() {
-            match kv {
-                Some(kv) => batch.insert(row(&key), record(&kv)),
+        for (key, Pending { written, now }) in self.pending.drain() {
+            if let Some(written) = written {
+                self.count -= 1;
+                self.sum = self.sum.wrapping_sub(written);
+            }
+            match now {
+                Some(kv) => {
+                    self.count += 1;
+                    self.sum = self.sum.wrapping_add(digest(&kv));
+                    batch.insert(row(&key), record(&kv));
+                }
                 None => batch.remove(row(&key)),
             }
         }
