@@ -298,7 +298,7 @@ mod tests {
         let key = |op: &Op| match op {
             Op::Put { key, .. } => format!("+{}", String::from_utf8_lossy(key)),
             Op::Delete { start, .. } => format!("-{}", String::from_utf8_lossy(start)),
-            Op::Range { .. } => String::new(),
+            Op::Range { .. } | Op::Update { .. } | Op::Txn(_) => String::new(),
         };
         claims.ops.iter().map(key).collect()
     }

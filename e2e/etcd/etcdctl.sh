@@ -19,7 +19,7 @@ mask() {
         -e 's/took [0-9.]+[mµn]?s/took T/g' \
         -e 's/"ts":"[^"]*"/"ts":T/; s/"target":"[^"]*"/"target":T/; s/0xc[0-9a-f]+/PTR/g; s/"caller":"[^"]*"/"caller":C/' \
         -e 's/"id":-?[0-9]+/"id":N/g; s/^ADDRESS, [0-9]+, [0-9]+$/ADDRESS, HASH/; s/,"hash_revision":[0-9]+//' \
-        -e 's/[0-9a-f]{16}/ID/g; s|^e/[0-9a-f]+|e/ID|; s/^ID, started, default, .*/ID, started, default, URLS/' \
+        -e 's/[0-9a-f]{16}/ID/g; s|^e/[0-9a-f]+|e/ID|; s/^(ID|1), started, default, .*/ID, started, default, URLS/' \
         -e 's/remaining\([0-9]+s\)/remaining(N)/; s/remaining-ttl":[0-9]+/remaining-ttl":N/'
 }
 
@@ -217,8 +217,10 @@ commands() {
     t auth status
     t auth status -w json
     t auth disable
+    t auth enable
     t user get root
-    t move-leader 1
+    t user list
+    t role get r
     echo '$ lock' >>"$LOG"
     ctl lock l echo held 2>&1 | mask >>"$LOG"
     t get l --prefix

@@ -31,12 +31,18 @@ pub enum Method {
     AuthStatus,
     /// What the service `Auth` does where there is nobody and nothing to do.
     AuthNothing,
-    /// The rest of it.
-    Auth,
+    /// What needs something to be so that it is not; etcd's own words for it.
+    Precondition(&'static str),
     Health,
     /// etcd has it, this API does not.
     Missing(&'static str),
 }
+
+// There are no users and no roles, and there can be none: who may connect is decided by certificates.
+const AUTH_NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
+const NO_ROOT: &str = "etcdserver: root user does not exist";
+const NO_USER: &str = "etcdserver: user name not found";
+const NO_ROLE: &str = "etcdserver: role name not found";
 
 const METHODS: &[(&str, Method)] = &[
     ("/etcdserverpb.KV/Put", Method::Put),
@@ -67,6 +73,19 @@ const METHODS: &[(&str, Method)] = &[
     ("/etcdserverpb.Auth/AuthDisable", Method::AuthNothing),
     ("/etcdserverpb.Auth/UserList", Method::AuthNothing),
     ("/etcdserverpb.Auth/RoleList", Method::AuthNothing),
+    ("/etcdserverpb.Auth/AuthEnable", Method::Precondition(NO_ROOT)),
+    ("/etcdserverpb.Auth/Authenticate", Method::Precondition(AUTH_NOT_ENABLED)),
+    ("/etcdserverpb.Auth/UserAdd", Method::Precondition(AUTH_NOT_ENABLED)),
+    ("/etcdserverpb.Auth/UserGet", Method::Precondition(NO_USER)),
+    ("/etcdserverpb.Auth/UserDelete", Method::Precondition(NO_USER)),
+    ("/etcdserverpb.Auth/UserChangePassword", Method::Precondition(NO_USER)),
+    ("/etcdserverpb.Auth/UserGrantRole", Method::Precondition(NO_USER)),
+    ("/etcdserverpb.Auth/UserRevokeRole", Method::Precondition(NO_USER)),
+    ("/etcdserverpb.Auth/RoleAdd", Method::Precondition(AUTH_NOT_ENABLED)),
+    ("/etcdserverpb.Auth/RoleGet", Method::Precondition(NO_ROLE)),
+    ("/etcdserverpb.Auth/RoleDelete", Method::Precondition(NO_ROLE)),
+    ("/etcdserverpb.Auth/RoleGrantPermission", Method::Precondition(NO_ROLE)),
+    ("/etcdserverpb.Auth/RoleRevokePermission", Method::Precondition(NO_ROLE)),
     ("/grpc.health.v1.Health/Check", Method::Health),
 ];
 
@@ -76,13 +95,11 @@ impl Method {
             return Ok(*method);
         }
         let (service, method) = path.trim_start_matches('/').rsplit_once('/').unwrap_or_default();
-        match service {
-            "etcdserverpb.Auth" => Ok(Method::Auth),
-            _ if METHODS.iter().any(|(known, _)| known[1..].starts_with(service) && !service.is_empty()) => {
-                Err(Status::unimplemented(format!("unknown method {method} for service {service}")))
-            }
-            _ => Err(Status::unimplemented(format!("unknown service {service}"))),
+        let known = |(known, _): &(&str, Method)| known[1..].rsplit_once('/').is_some_and(|(of, _)| of == service);
+        if METHODS.iter().any(known) {
+            return Err(Status::unimplemented(format!("unknown method {method} for service {service}")));
         }
+        Err(Status::unimplemented(format!("unknown service {service}")))
     }
 
     /// Whether it may take long, or has no end: such a call gets a task of its own.
@@ -104,7 +121,7 @@ impl Method {
             | Method::Defragment
             | Method::AuthStatus
             | Method::AuthNothing
-            | Method::Auth
+            | Method::Precondition(_)
             | Method::Health
             | Method::Missing(_) => false,
         }
@@ -142,7 +159,7 @@ async fn answer_others(api: Api, method: Method, call: Call) {
         Method::HashKv => unary(call, |request| maintenance::hash_kv(api, request)).await,
         Method::AuthStatus => unary(call, |_: Empty| maintenance::auth_status(api)).await,
         Method::AuthNothing => unary(call, |_: Empty| maintenance::auth_nothing(api)).await,
-        Method::Auth => call.refuse(&Status::AUTH_NOT_ENABLED),
+        Method::Precondition(reason) => call.refuse(&Status::precondition(reason)),
         Method::Health => unary(call, maintenance::health).await,
         Method::Missing(reason) => call.refuse(&Status::unimplemented(reason)),
     }
@@ -155,7 +172,7 @@ mod tests {
     #[test]
     fn paths() {
         assert_eq!(Method::of("/etcdserverpb.KV/Put"), Ok(Method::Put));
-        assert_eq!(Method::of("/etcdserverpb.Auth/UserAdd"), Ok(Method::Auth));
+        assert_eq!(Method::of("/etcdserverpb.Auth/UserAdd"), Ok(Method::Precondition(AUTH_NOT_ENABLED)));
         for (path, reason) in [
             ("/etcdserverpb.KV/Get", "unknown method Get for service etcdserverpb.KV"),
             ("/a.B/C", "unknown service a.B"),

@@ -47,10 +47,13 @@ impl Status {
     pub const LEADER_CHANGED: Status = says(Code::Unavailable, "etcdserver: leader changed");
     pub const STOPPED: Status = says(Code::Unavailable, "etcdserver: server stopped");
     pub const TIMEOUT: Status = says(Code::Unavailable, "etcdserver: request timed out");
-    pub const AUTH_NOT_ENABLED: Status = says(Code::FailedPrecondition, "etcdserver: authentication is not enabled");
     pub const CUT_SHORT: Status = says(Code::Internal, "the request ended within a message");
     pub const COMPRESSED: Status =
         says(Code::Unimplemented, "grpc: Decompressor is not installed for the request's encoding");
+
+    pub fn precondition(reason: &'static str) -> Status {
+        says(Code::FailedPrecondition, reason)
+    }
 
     pub fn unimplemented(reason: impl Into<Cow<'static, str>>) -> Status {
         Status { code: Code::Unimplemented, message: reason.into() }

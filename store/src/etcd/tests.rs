@@ -175,7 +175,7 @@ async fn requests_that_are_none() {
             3,
             "etcdserver: invalid sort option",
         ),
-        ("/etcdserverpb.Auth/AuthEnable", frame(&Empty {}), 9, "etcdserver: authentication is not enabled"),
+        ("/etcdserverpb.Auth/AuthEnable", frame(&Empty {}), 9, "etcdserver: root user does not exist"),
     ] {
         assert_eq!(client.raw(path, body).await, Err((code, message.to_owned())), "{path}");
     }
