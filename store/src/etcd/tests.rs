@@ -368,3 +368,84 @@ async fn leases_are_kept_alive_on_a_stream() {
         assert_eq!((answer.id, answer.ttl), (id, ttl));
     }
 }
+
+/// A server with a certificate, for clients with one of the same authority.
+mod tls {
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::{
+        ClientConfig, RootCertStore, ServerConfig,
+        crypto::ring::default_provider,
+        pki_types::{CertificateDer, PrivateKeyDer},
+        server::WebPkiClientVerifier,
+    };
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+
+    type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+    fn authority() -> (CertificateDer<'static>, Issuer<'static, KeyPair>) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.der().clone(), Issuer::new(params, key))
+    }
+
+    fn identity(issuer: &Issuer<'static, KeyPair>) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, issuer).unwrap();
+        (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn only_clients_with_a_certificate_are_let_in() {
+        let (certificate, issuer) = authority();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let (roots, provider) = (Arc::new(roots), Arc::new(default_provider()));
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+        let (chain, key) = identity(&issuer);
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap();
+        let store = Store::in_memory(Config::new("")).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = serve(store, listener, Some(Arc::new(server)), std::future::pending());
+        let serving = tokio::spawn(server);
+        for (has, known) in [(true, true), (true, false), (false, false)] {
+            let config = ClientConfig::builder_with_provider(provider.clone())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots.clone());
+            let issuer = if known { &issuer } else { &authority().1 };
+            let mut config = match identity(issuer) {
+                (chain, key) if has => config.with_client_auth_cert(chain, key).unwrap(),
+                _ => config.with_no_client_auth(),
+            };
+            config.alpn_protocols = vec![b"h2".to_vec()];
+            let stream = TcpStream::connect(address).await.unwrap();
+            let name = "localhost".try_into().unwrap();
+            let answered = async {
+                let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+                assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+                let (requests, connection) = h2::client::handshake(stream).await.ok()?;
+                tokio::spawn(connection);
+                let mut requests = requests.ready().await.ok()?;
+                let request = Request::post("https://localhost/grpc.health.v1.Health/Check").body(()).unwrap();
+                let (response, mut stream) = requests.send_request(request, false).ok()?;
+                stream.send_data(frame(&HealthCheckRequest::default()), true).ok()?;
+                response.await.ok()
+            };
+            assert_eq!(answered.await.is_some(), has && known, "a certificate: {has}, of the authority: {known}");
+        }
+        serving.abort();
+    }
+}
