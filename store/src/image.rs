@@ -25,7 +25,7 @@ const MAGIC: &[u8; 8] = b"m8sSnap\x01";
 const CHUNK: usize = 1 << 20;
 
 /// The image's bytes, handed to `sink` in chunks.
-fn write_chunks<E>(image: &Image, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+pub fn write_chunks<E>(image: &Image, mut sink: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
     let mut crc = crc32fast::Hasher::new();
     let mut chunk = Vec::with_capacity(CHUNK / 16);
     chunk.extend_from_slice(MAGIC);
@@ -54,11 +54,17 @@ pub fn encode(image: &Image) -> Vec<u8> {
     out
 }
 
+/// Whether the bytes are all of an image, as they were written.
+pub fn is_whole(data: &[u8]) -> bool {
+    let split = data.len().checked_sub(4);
+    split.is_some_and(|split| crc32fast::hash(&data[..split]).to_le_bytes() == data[split..])
+}
+
 pub fn decode(data: Bytes) -> Result<Image, DecodeError> {
-    let split = data.len().checked_sub(4).ok_or(DecodeError("cut short"))?;
-    if crc32fast::hash(&data[..split]).to_le_bytes() != data[split..] {
+    if !is_whole(&data) {
         return Err(DecodeError("checksum differs"));
     }
+    let split = data.len() - 4;
     let mut input = Reader { data: data.slice(..split) };
     if input.data.len() < MAGIC.len() || input.data.split_to(MAGIC.len()) != MAGIC[..] {
         return Err(DecodeError("unknown format"));

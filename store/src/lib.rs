@@ -8,6 +8,7 @@
 //! - `types`, `error`: what callers say and hear; `store`: how they say it;
 //! - `check`: what is refused before it is proposed; `command`: proposals as bytes;
 //! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
+//! - `members`: who the members are and where; `wire`: what they say to each other, as bytes;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
 //! - `backup`: all of it as one file, and back;
@@ -33,21 +34,25 @@ pub mod etcd;
 mod image;
 mod lease;
 mod log;
+mod members;
 mod mvcc;
 mod raft;
 mod shared;
 mod store;
 mod types;
 mod watch;
+mod wire;
 
 pub use backup::{Contents, restore};
 pub use error::{Error, WatchError};
+pub use members::{Group, MEMBERS, MemberInfo, member_key, prepare_join};
 pub use store::{Config, Status, Store};
 pub use types::{
     Batch, Change, Compare, Event, EventKind, KeyValue, LeaseId, LeaseInfo, MemberChange, Op, OpResult, Operand,
     Relation, Revision, Snapshot, Txn, TxnResult, prefix_end,
 };
 pub use watch::Watcher;
+pub use wire::{OutgoingSnapshot, Wire, WireError};
 
 #[cfg(test)]
 mod sim;

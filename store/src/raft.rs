@@ -25,12 +25,13 @@ pub use self::{
 use crate::{
     Error, MemberChange,
     mvcc::{Answer, Members},
+    wire::OutgoingSnapshot,
 };
 
-/// Brings messages to other members. It may lose and reorder them; it must not deliver one twice, as a proposal
-/// that a follower passed on would be carried out twice.
+/// Brings messages to other members, as [`crate::Wire`] does.
 pub trait Transport: Send {
     fn send(&mut self, message: Message);
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot);
 }
 
 /// For a member that is alone.
@@ -39,6 +40,8 @@ pub struct NoPeers;
 
 impl Transport for NoPeers {
     fn send(&mut self, _message: Message) {}
+
+    fn send_snapshot(&mut self, _snapshot: OutgoingSnapshot) {}
 }
 
 /// Everything that can happen to the driver.
@@ -51,8 +54,12 @@ pub enum Input {
     },
     /// Someone waits for a moment from which the applied state is linearizable.
     Read(oneshot::Sender<Result<(), Error>>),
-    #[cfg_attr(not(test), expect(dead_code, reason = "other members come with the transport over HTTP"))]
     Message(Box<Message>),
+    /// A snapshot is with the member it was for, or has not got there.
+    SnapshotSent {
+        to: u64,
+        delivered: bool,
+    },
     /// The log has everything up to this Ready on disk; its messages may go out.
     Persisted {
         number: u64,
@@ -76,6 +83,7 @@ impl Input {
             Input::Read(reader) => drop(reader.send(Err(error.clone()))),
             Input::Stop(Some(done)) => drop(done.send(())),
             Input::Message(_)
+            | Input::SnapshotSent { .. }
             | Input::Persisted { .. }
             | Input::Purged { .. }
             | Input::Failed(_)

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-use crate::{Error, mvcc::State, watch::Hub};
+use crate::{Error, Group, mvcc::State, watch::Hub};
 
 #[derive(Debug)]
 pub struct Shared {
@@ -15,6 +15,8 @@ pub struct Shared {
     state: RwLock<State>,
     pub hub: Hub,
     pub gauges: Gauges,
+    /// Told by the driver whenever it changes.
+    pub group: watch::Sender<Group>,
     /// Why the store has ended, once it has.
     end: watch::Sender<Option<Error>>,
 }
@@ -22,7 +24,8 @@ pub struct Shared {
 impl Shared {
     pub fn new(state: State) -> Shared {
         let hub = Hub::new(state.revision());
-        Shared { state: RwLock::new(state), hub, gauges: Gauges::default(), end: watch::Sender::new(None) }
+        let (group, end) = (watch::Sender::new(Group::default()), watch::Sender::new(None));
+        Shared { state: RwLock::new(state), hub, gauges: Gauges::default(), group, end }
     }
 
     // A panic while the lock was held ends the store; until it has, readers see what was there.

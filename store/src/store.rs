@@ -6,18 +6,21 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ::raft::eraftpb::Message;
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
-    Error, LeaseId, LeaseInfo, MemberChange, Revision, Snapshot, Txn, TxnResult, Watcher,
+    Error, Group, LeaseId, LeaseInfo, MemberChange, Revision, Snapshot, Txn, TxnResult, Watcher, Wire, WireError,
     check::check,
     command::{self, Command, Proposal},
     disk::{Disk, RealDisk, memory::MemoryDisk},
     log::failed,
+    members,
     mvcc::{Answer, Image, Limits, Refusal},
-    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, UNCOMMITTED_BYTES},
+    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, Transport, UNCOMMITTED_BYTES},
     shared::Shared,
+    wire::{self, OnWire},
 };
 
 /// The largest transaction accepted, keys and values and all.
@@ -28,7 +31,7 @@ const MAX_TXN_BYTES: usize = 8 << 20;
 pub struct Config {
     /// Everything the store owns lies below it.
     pub dir: PathBuf,
-    /// This member's number in the Raft group; never 0, never used again for another member.
+    /// The number of a group's founder; a member that has joined knows its own. Never 0.
     pub member_id: u64,
     /// How many revisions back can be read and watched from.
     pub history_revisions: usize,
@@ -99,19 +102,31 @@ impl Drop for Inbox {
 }
 
 impl Store {
-    /// Opens the store in `config.dir`, making it where it is not there; returns when it can serve.
+    /// Opens the store in `config.dir`, making it where it is not there, for a group of one; returns when it can serve.
     pub async fn open(config: Config) -> Result<Store, Error> {
+        Store::open_over(config, Box::new(NoPeers)).await
+    }
+
+    /// Opens the store of a group of any size, whose other members are reached over `wire`. A member that is not alone
+    /// serves once it hears of a leader, which [`Store::read_barrier`] waits for.
+    pub async fn open_in_group(config: Config, wire: Arc<dyn Wire>) -> Result<Store, Error> {
+        Store::open_over(config, Box::new(OnWire(wire))).await
+    }
+
+    async fn open_over(config: Config, transport: Box<dyn Transport>) -> Result<Store, Error> {
         RealDisk.create_dir_all(&config.dir).map_err(failed("create", &config.dir))?;
+        // Who has joined founds nothing.
+        let joined = members::joined_as(&config.dir)?;
         Store::open_with(Parts {
-            member_id: config.member_id,
-            voters: vec![config.member_id],
+            member_id: joined.unwrap_or(config.member_id),
+            voters: if joined.is_some() { Vec::new() } else { vec![config.member_id] },
             limits: config.limits(),
             disk: Arc::new(RealDisk),
             log_dir: config.dir.join("log"),
             snapshot_dir: config.dir.join("snapshot"),
             checkpoint: Some(config.dir.join("checkpoint")),
             lock: Some(config.dir.join("lock")),
-            transport: Box::new(NoPeers),
+            transport,
             sizes: Sizes::default(),
         })
         .await
@@ -300,6 +315,35 @@ impl Store {
 
     pub(crate) fn term(&self) -> u64 {
         self.shared.gauges.term()
+    }
+
+    /// Who belongs to the group and who leads, and every change of that.
+    pub fn group(&self) -> watch::Receiver<Group> {
+        self.shared.group.subscribe()
+    }
+
+    /// Takes in a message that another member has put on its wire.
+    pub fn receive(&self, message: &Bytes) -> Result<(), WireError> {
+        self.take_in(wire::read_message(message)?);
+        Ok(())
+    }
+
+    /// Takes in the bytes of an [`crate::OutgoingSnapshot`].
+    pub fn receive_snapshot(&self, bytes: Bytes) -> Result<(), WireError> {
+        self.take_in(wire::read_snapshot(bytes)?);
+        Ok(())
+    }
+
+    fn take_in(&self, message: Message) {
+        // What is for somebody who was at this address before is nobody's any more.
+        if message.to == self.member_id {
+            self.inbox.0.push(Input::Message(Box::new(message)));
+        }
+    }
+
+    /// Ends the store for a reason that its caller has found.
+    pub fn fail(&self, reason: String) {
+        self.inbox.0.push(Input::Failed(Error::Fatal { reason }));
     }
 
     /// Where messages of other members go.

@@ -143,6 +143,8 @@ struct Index {
     prefixes: BTreeMap<Bytes, Weak<Group>>,
     /// Any other range; these are few, and are all looked at.
     others: Vec<Weak<Group>>,
+    /// A watch that begins after the end must end too.
+    closed: bool,
 }
 
 impl Hub {
@@ -159,13 +161,14 @@ impl Hub {
         let mut index = lock(&self.index);
         // Under the lock no dispatch is under way: what the new ring misses is exactly what came before.
         let floor = self.dispatched.load(Ordering::Acquire);
+        let closed = index.closed;
         let make = || {
             Arc::new(Group {
                 start: start.clone(),
                 end: end.clone(),
                 ring: Mutex::new(Ring { floor, batches: VecDeque::new() }),
                 changed: Notify::new(),
-                closed: AtomicBool::new(false),
+                closed: AtomicBool::new(closed),
             })
         };
         let is_key = end.len() == start.len() + 1 && end.starts_with(start) && end.last() == Some(&0);
@@ -234,7 +237,9 @@ impl Hub {
 
     /// Ends every watcher once it has been delivered what there is.
     pub fn close(&self) {
-        lock(&self.index).each(|group| {
+        let mut index = lock(&self.index);
+        index.closed = true;
+        index.each(|group| {
             group.closed.store(true, Ordering::Release);
             group.changed.notify_waiters();
         });

@@ -1,11 +1,15 @@
 //! Owns the Raft node: inputs in, Readies out, entries applied. It has no clock and no random source: a turn is given
 //! the time, and a member its seed, so that `runner` can give it those of the machine and the simulator its own.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft::{
-    RawNode, SoftState, StateRole,
+    RawNode, SnapshotStatus, SoftState, StateRole,
     eraftpb::{
         ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
         MessageType, Snapshot,
@@ -21,13 +25,14 @@ use super::{
     writer,
 };
 use crate::{
-    Batch, Error, LeaseId, MemberChange,
+    Batch, Error, Group, LeaseId, MemberChange,
     command::{self, Command, Proposal},
     image,
     lease::LeaseClock,
     log::Write,
     mvcc::{Answer, Applied, Limits, Members, Position, Refusal, State},
     shared::Shared,
+    wire::OutgoingSnapshot,
 };
 
 /// Leases ended in one tick; more wait for the next.
@@ -38,6 +43,10 @@ const LEASE_RETRY: Duration = Duration::from_secs(5);
 const LONE_TICK: Duration = Duration::from_millis(500);
 /// A learner this many entries behind, or fewer, has caught up: it gets the rest while it is made a voter.
 const CAUGHT_UP: u64 = 1000;
+/// A leader whose disk takes longer than this over a write has another member lead.
+const SLOW_DISK: Duration = Duration::from_secs(1);
+/// A member not heard of for this long counts as absent.
+const ABSENT: Duration = Duration::from_secs(3);
 /// A stop waits no longer for proposals under way.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
@@ -62,6 +71,8 @@ pub enum Turn {
 pub struct Parts {
     pub node: RawNode<RaftStorage>,
     pub shared: Arc<Shared>,
+    /// Its own: where what it hands out reports to.
+    pub inbox: Arc<Queue<Input>>,
     pub log: Arc<Queue<writer::Job>>,
     pub keeper: keeper::Handle,
     pub transport: Box<dyn Transport>,
@@ -75,6 +86,7 @@ pub struct Parts {
 pub struct Driver {
     node: RawNode<RaftStorage>,
     shared: Arc<Shared>,
+    inbox: Arc<Queue<Input>>,
     log: Arc<Queue<writer::Job>>,
     keeper: keeper::Handle,
     transport: Box<dyn Transport>,
@@ -96,6 +108,10 @@ pub struct Driver {
     applied: u64,
     /// Committed and not yet applied, in order.
     committed: VecDeque<Entry>,
+    /// When other members were last heard of, while this one leads.
+    heard: HashMap<u64, Duration>,
+    /// Readies on their way to the disk, and since when: the first of them says how slow the disk is.
+    writing: VecDeque<(u64, Duration)>,
     /// Hard states on their way to the disk, by the Ready that they are written with; and the one that is there.
     writes: VecDeque<(u64, HardState)>,
     durable: HardState,
@@ -110,12 +126,13 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(parts: Parts) -> Driver {
-        let Parts { node, shared, log, keeper, transport, limits, sizes, opened, seed } = parts;
+        let Parts { node, shared, inbox, log, keeper, transport, limits, sizes, opened, seed } = parts;
         let applied = node.raft.raft_log.applied;
         let durable = node.store().hard_state.clone();
         Driver {
             node,
             shared,
+            inbox,
             log,
             keeper,
             transport,
@@ -135,6 +152,8 @@ impl Driver {
             role: StateRole::Follower,
             applied,
             committed: VecDeque::new(),
+            heard: HashMap::new(),
+            writing: VecDeque::new(),
             writes: VecDeque::new(),
             durable,
             at: 0,
@@ -226,7 +245,14 @@ impl Driver {
                         tracing::debug!(%error, "a message was not taken");
                     }
                 }
+                Input::SnapshotSent { to, delivered } => {
+                    let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                    self.node.report_snapshot(to, status);
+                }
                 Input::Persisted { number, messages } => {
+                    while self.writing.front().is_some_and(|(written, _)| *written <= number) {
+                        self.writing.pop_front();
+                    }
                     while self.writes.front().is_some_and(|(written, _)| *written <= number) {
                         self.durable = self.writes.pop_front().map_or_else(HardState::default, |(_, state)| state);
                     }
@@ -383,6 +409,7 @@ impl Driver {
         }
         self.proposals.expire(now);
         self.readers.expire(now);
+        self.look_around(now);
         if self.role == StateRole::Leader && self.stop.is_none() {
             let (now, again) = (now.as_millis() as u64, LEASE_RETRY.as_millis() as u64);
             let ended = self.leases.expired(now, LEASES_A_TICK, again);
@@ -392,16 +419,62 @@ impl Driver {
         }
     }
 
+    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
+    fn look_around(&mut self, now: Duration) {
+        if self.role != StateRole::Leader {
+            self.heard.clear();
+            return;
+        }
+        let raft = &self.node.raft;
+        for (&id, _) in raft.prs().iter().filter(|(id, progress)| **id != raft.id && progress.recent_active) {
+            self.heard.insert(id, now);
+        }
+        let slow = self.writing.front().is_some_and(|(_, since)| *since + SLOW_DISK < now);
+        if slow && raft.lead_transferee.is_none() && self.stop.is_none() {
+            tracing::warn!("this member's disk is slow: another one is asked to lead");
+            self.hand_over();
+        }
+    }
+
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
-            let snapshot_to = (message.get_msg_type() == MessageType::MsgSnapshot).then_some(message.to);
-            self.transport.send(message);
-            if let Some(to) = snapshot_to {
-                // Raft holds its entries back until it hears how a snapshot went. A lost one shows in the follower's
-                // next answers, so handing it over counts as having gone well.
-                self.node.report_snapshot(to, raft::SnapshotStatus::Finish);
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                self.transport.send(message);
+                continue;
+            }
+            // Raft holds its entries back until it hears how a snapshot went.
+            match self.node.store().offered(message.get_snapshot().get_metadata().index) {
+                Some(image) => {
+                    self.transport.send_snapshot(OutgoingSnapshot::new(message, image, self.inbox.clone()));
+                }
+                None => self.node.report_snapshot(message.to, SnapshotStatus::Failure),
             }
         }
+    }
+
+    /// Tells who is interested what the group looks like.
+    fn tell_group(&self) {
+        let (state, now) = (self.shared.state(), self.now());
+        let Members { voters, learners, .. } = state.members();
+        let is_active = |id: &u64| self.heard.get(id).is_some_and(|heard| *heard + ABSENT > now);
+        let active = || voters.iter().chain(learners).copied().filter(is_active);
+        self.shared.group.send_if_modified(|told| {
+            // Every turn comes here, and hardly one has news: nothing is copied for the others.
+            let same = told.leader_id == self.leader
+                && told.voters == *voters
+                && told.learners == *learners
+                && active().eq(told.active.iter().copied());
+            if !same {
+                *told = Group {
+                    member_id: self.node.raft.id,
+                    leader_id: self.leader,
+                    voters: voters.clone(),
+                    learners: learners.clone(),
+                    active: active().collect(),
+                };
+            }
+            !same
+        });
     }
 
     /// Works off every Ready, in the order that safety asks for: a leader's messages may leave before its own sync,
@@ -453,6 +526,7 @@ impl Driver {
             let in_order = !after.is_empty() || write != Write::default();
             self.node.advance_append_async(ready);
             if in_order {
+                self.writing.push_back((number, self.now()));
                 self.log.push(writer::Job::Write { number, write, messages: after, image: received });
             }
             self.send(messages);
@@ -479,6 +553,7 @@ impl Driver {
             let _ = opened.send(());
         }
         self.readers.applied(self.applied);
+        self.tell_group();
     }
 
     /// Answers whether this member has just become the leader.

@@ -167,6 +167,7 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     let driver = Driver::new(super::driver::Parts {
         node,
         shared: shared.clone(),
+        inbox: inbox.clone(),
         log: jobs,
         keeper: handle,
         transport: parts.transport,

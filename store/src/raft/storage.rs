@@ -1,7 +1,11 @@
 //! What raft-rs reads of the log: the newest entries, in memory. The older ones lie on disk for the next start only;
 //! a follower that needs them is sent a snapshot instead.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use raft::{
     GetEntriesContext, RaftState, Storage, StorageError,
@@ -9,7 +13,13 @@ use raft::{
     util::limit_size,
 };
 
-use crate::{image, mvcc::Position, shared::Shared};
+use crate::{
+    mvcc::{Image, Position},
+    shared::Shared,
+};
+
+/// States held for snapshots on their way out: raft asks for one and sends it at once.
+const OFFERED: usize = 2;
 
 pub struct RaftStorage {
     pub hard_state: HardState,
@@ -19,6 +29,8 @@ pub struct RaftStorage {
     /// Invariant: the first one's index is `before.index + 1`, and the indexes have no gap.
     entries: VecDeque<Entry>,
     shared: Arc<Shared>,
+    /// The states of the snapshots that raft has been given for others, by index: raft itself knows only their position.
+    offered: RefCell<BTreeMap<u64, Image>>,
 }
 
 impl RaftStorage {
@@ -27,7 +39,8 @@ impl RaftStorage {
             let state = shared.state();
             (state.position(), ConfState::from(state.members()))
         };
-        RaftStorage { hard_state, conf_state, before, entries: entries.into(), shared }
+        let offered = RefCell::default();
+        RaftStorage { hard_state, conf_state, before, entries: entries.into(), shared, offered }
     }
 
     pub fn append(&mut self, new: &[Entry]) {
@@ -50,6 +63,11 @@ impl RaftStorage {
         for entry in self.entries.drain(..applied.saturating_sub(keep).min(self.entries.len())) {
             self.before = Position { index: entry.index, term: entry.term };
         }
+    }
+
+    /// The state that belongs to a snapshot raft sends; none where another one has been offered since.
+    pub fn offered(&self, index: u64) -> Option<Image> {
+        self.offered.borrow().get(&index).cloned()
     }
 
     fn last(&self) -> u64 {
@@ -98,7 +116,7 @@ impl Storage for RaftStorage {
         Ok(self.last())
     }
 
-    /// The applied state as it is now.
+    /// The position of the applied state as it is now; the state itself is [`RaftStorage::offered`].
     fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         let image = self.shared.state().image();
         let Position { index, term } = image.base.position;
@@ -107,8 +125,14 @@ impl Storage for RaftStorage {
         }
         let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(ConfState::from(&image.base.members));
-        let mut snapshot = Snapshot { data: image::encode(&image).into(), ..Snapshot::default() };
+        let mut snapshot = Snapshot::default();
         snapshot.set_metadata(metadata);
+        let mut offered = self.offered.borrow_mut();
+        offered.insert(index, image);
+        // An old state costs memory for as long as it is held.
+        while offered.len() > OFFERED {
+            offered.pop_first();
+        }
         Ok(snapshot)
     }
 }

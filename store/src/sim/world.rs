@@ -25,6 +25,7 @@ use crate::{
         writer::{self, Writer},
     },
     shared::Shared,
+    wire::OutgoingSnapshot,
 };
 
 /// Microseconds since the beginning.
@@ -170,6 +171,10 @@ struct Plug(Arc<Mutex<Vec<Message>>>);
 impl Transport for Plug {
     fn send(&mut self, message: Message) {
         self.0.lock().unwrap().push(message);
+    }
+
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot) {
+        self.send(snapshot.into_message());
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     disk::memory::MemoryDisk,
     mvcc::Limits,
     raft::{Input, Parts, Queue, Sizes, Transport},
+    wire::OutgoingSnapshot,
 };
 
 #[derive(Clone, Default)]
@@ -39,6 +40,10 @@ impl Transport for Plug {
         if let Some(inbox) = wires.inboxes.get(&message.to) {
             inbox.push(Input::Message(Box::new(message)));
         }
+    }
+
+    fn send_snapshot(&mut self, snapshot: OutgoingSnapshot) {
+        self.send(snapshot.into_message());
     }
 }
 

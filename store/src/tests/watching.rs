@@ -134,6 +134,17 @@ async fn a_slow_watcher_is_told_and_resumes() {
     assert_eq!(in_time("its event", idle.next()).await.unwrap().revision, 2303);
 }
 
+#[tokio::test]
+async fn a_watch_of_a_closed_store_ends() {
+    let store = store().await;
+    put_into(&store, "k", "v").await.unwrap();
+    store.shutdown().await.unwrap();
+    let (start, end) = key_range("k");
+    let mut watcher = store.watch(start, end, 2).unwrap();
+    assert_eq!(in_time("what there was", watcher.next()).await.unwrap().revision, 2);
+    assert_eq!(in_time("its end", watcher.next()).await, Err(WatchError::Closed));
+}
+
 /// Many writers, many watchers that come and go and resume: each sees every event of its range once, in order, and
 /// ends with the state that the store has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
