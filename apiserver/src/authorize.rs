@@ -37,7 +37,7 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
         return Verdict::Allow;
     }
     match route {
-        Route::Alive | Route::Ready | Route::Version | Route::CaCerts | Route::Join => Verdict::Allow,
+        Route::Alive | Route::Ready | Route::Version | Route::CaCerts | Route::Join | Route::Servers => Verdict::Allow,
         Route::Root
         | Route::CoreDiscovery
         | Route::GroupsDiscovery
@@ -52,7 +52,7 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
                 Verdict::Allow
             }
         }
-        Route::Snapshot => Verdict::Deny,
+        Route::Snapshot | Route::Status | Route::Server { .. } | Route::Raft | Route::RaftSnapshot => Verdict::Deny,
         Route::Resource(target) => match identity.node() {
             Some(node) => node_may(node, target),
             None => Verdict::Deny,

@@ -1,6 +1,11 @@
 //! Objects that every cluster has: the system's namespaces, and the service under which pods reach this server.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use api::{
     registry::{Kind, Part, by_plural},
@@ -9,7 +14,7 @@ use api::{
 use serde_json::{Value, json};
 
 use crate::{
-    App, Error, admit, body, keys,
+    App, Error, admit, body, keys, members,
     objects::Spot,
     options::{DryRun, FieldValidation},
 };
@@ -26,6 +31,39 @@ pub struct Advertised {
     pub port: u16,
 }
 
+/// The first run, once the store serves: a server whose fellows are not there yet waits for them.
+pub async fn begin(app: &App, advertised: Advertised) -> Result<(), Error> {
+    let mut waiting = Wait::Unsaid;
+    loop {
+        let ended = |what: store::Error| Error::Bootstrap { object: "store".into(), what: what.to_string() };
+        let tried = match app.store.read_barrier().await {
+            Ok(()) => match members::announce(app).await {
+                Ok(()) => run(app, advertised).await,
+                Err(status) => Err(Error::Bootstrap { object: "this server".into(), what: status.message }),
+            },
+            Err(fatal @ (store::Error::Fatal { .. } | store::Error::Closed)) => return Err(ended(fatal)),
+            Err(error) => Err(ended(error)),
+        };
+        match tried {
+            // A lone server has nobody to wait for.
+            Err(Error::Bootstrap { what, .. }) if app.store.group().borrow().ids().count() != 1 => {
+                if waiting == Wait::Unsaid {
+                    tracing::warn!(what, "waiting for a majority of the cluster's servers");
+                    waiting = Wait::Said;
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+            tried => return tried,
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum Wait {
+    Unsaid,
+    Said,
+}
+
 pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
     for name in NAMESPACES {
         ensure(app, "", "namespaces", "", json!({"metadata": {"name": name}})).await?;
@@ -36,8 +74,27 @@ pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
         tracing::warn!("pods cannot reach the server at {}: set --advertise-address", advertised.address);
         return Ok(());
     }
-    replace(app, "", "endpoints", endpoints(advertised)).await?;
-    replace(app, "discovery.k8s.io", "endpointslices", endpoint_slice(advertised)).await
+    // Who leads knows which of the others are there.
+    if !app.store.group().borrow().leads() {
+        return Ok(());
+    }
+    let addresses = addresses(app, advertised);
+    replace(app, "", "endpoints", endpoints(&addresses, advertised.port)).await?;
+    replace(app, "discovery.k8s.io", "endpointslices", endpoint_slice(&addresses, advertised.port)).await
+}
+
+/// Where the API is served: by this server, and by those others that it hears of. Endpoints of one service share a port, so
+/// a server at another one is reached by those only who know it.
+fn addresses(app: &App, advertised: Advertised) -> Vec<IpAddr> {
+    let group = app.store.group().borrow().clone();
+    let known = app.peers.addresses(&app.store.snapshot().members());
+    let there = known.iter().filter(|(id, _)| group.active.contains(id));
+    let address = |(_, url): (_, &String)| url.strip_prefix("https://")?.parse::<SocketAddr>().ok();
+    let others = there.filter_map(address).filter(|address| address.port() == advertised.port);
+    let mut all: BTreeSet<IpAddr> = others.map(|address| address.ip()).collect();
+    all.retain(|address| address.is_ipv4() == advertised.address.is_ipv4());
+    all.insert(advertised.address);
+    all.into_iter().collect()
 }
 
 /// The range of services is the cluster's for good: addresses have been given out of it.
@@ -56,7 +113,9 @@ fn same_range(app: &App) -> Result<(), Error> {
 /// Makes again what somebody deletes or changes, for as long as the server runs.
 pub async fn keep(app: Arc<App>, advertised: Advertised) {
     let Some(ranges) = watched() else { return };
+    let mut group = app.store.group();
     loop {
+        group.mark_unchanged();
         let watch = |range: &keys::Range| app.store.watch(range.start.clone(), range.end.clone(), 0);
         // Watched before the objects are looked at, so that no change falls in between.
         let Ok(mut watchers) = ranges.iter().map(watch).collect::<Result<Vec<_>, _>>() else { return };
@@ -66,8 +125,13 @@ pub async fn keep(app: Arc<App>, advertised: Advertised) {
             continue;
         }
         let changes = watchers.iter_mut().map(|watcher| Box::pin(watcher.next()));
-        if let (Err(store::WatchError::Closed), ..) = futures_util::future::select_all(changes).await {
-            return;
+        tokio::select! {
+            (event, ..) = futures_util::future::select_all(changes) => {
+                if let Err(store::WatchError::Closed) = event {
+                    return;
+                }
+            }
+            changed = group.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -94,21 +158,24 @@ fn service(app: &App, advertised: Advertised) -> Value {
     })
 }
 
-fn endpoints(Advertised { address, port }: Advertised) -> Value {
+fn endpoints(addresses: &[IpAddr], port: u16) -> Value {
+    let addresses: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
     json!({
         "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
         "subsets": [{
-            "addresses": [{"ip": address.to_string()}],
+            "addresses": addresses,
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }],
     })
 }
 
-fn endpoint_slice(Advertised { address, port }: Advertised) -> Value {
+fn endpoint_slice(addresses: &[IpAddr], port: u16) -> Value {
+    let endpoint = |ip: &IpAddr| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}});
+    let endpoints: Vec<Value> = addresses.iter().map(endpoint).collect();
     json!({
         "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}],
+        "addressType": if addresses.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" },
+        "endpoints": endpoints,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     })
 }

@@ -10,7 +10,8 @@
 //! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store
 //! - [`present`] writes the answers
 //!
-//! Beside them: [`discovery`], [`join`] (how nodes come), [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
+//! Beside them: [`discovery`], [`join`] (how nodes come), [`members`] (how further servers come and go) over [`peers`] (the wire
+//! between servers), [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
 //!
 //! Invariants:
 //! - Every write is a transaction that compares what was read, so several servers over one store are safe.
@@ -35,7 +36,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use rustls::{ClientConfig, ServerConfig};
 use store::{LeaseId, Store};
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 
 mod admit;
 mod allocate;
@@ -52,10 +57,12 @@ mod gather;
 mod handlers;
 mod join;
 mod keys;
+mod members;
 mod negotiate;
 mod nodeproxy;
 mod objects;
 mod options;
+mod peers;
 mod pipeline;
 mod pki;
 mod present;
@@ -70,6 +77,8 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
+pub use members::{Admission, Application, SERVERS_PATH, admit};
+pub use peers::Peers;
 pub use pki::{create_dir as create_private_dir, write_private};
 pub use snapshot::{Snapshot, Snapshots, Taken};
 
@@ -83,7 +92,7 @@ pub const VERSION: &str = concat!("v1.35.0+minik8s.", env!("CARGO_PKG_VERSION"))
 /// How often certificates are looked at; they are renewed months before their end.
 const RENEWAL_CHECK: Duration = Duration::from_secs(12 * 3600);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     pub data_dir: PathBuf,
     /// Port 0 takes a free one.
@@ -97,6 +106,10 @@ pub struct Config {
     pub cluster_cidr: String,
     pub service_cidr: String,
     pub cluster_dns: IpAddr,
+    /// The wire that the store was opened over.
+    pub peers: Arc<Peers>,
+    /// Where the etcd API is served, for those who ask for the group's members.
+    pub etcd_urls: Vec<String>,
 }
 
 /// Addresses that nodes are told when they join.
@@ -113,6 +126,12 @@ struct App {
     ranges: Ranges,
     network: Network,
     advertised: Advertised,
+    /// This server's among the others.
+    name: String,
+    etcd_urls: Vec<String>,
+    peers: Arc<Peers>,
+    /// Members are changed one at a time.
+    changing: tokio::sync::Mutex<()>,
     in_flight: pipeline::InFlight,
     parsed: stored::Parsed,
     frames: handlers::Frames,
@@ -124,11 +143,12 @@ struct App {
     ready: AtomicBool,
 }
 
-/// Both sides of TLS, exchanged as one when certificates are renewed.
+/// All sides of TLS, exchanged as one when certificates are renewed.
 #[derive(Clone)]
 struct Tls {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    etcd: store::etcd::Tls,
 }
 
 impl App {
@@ -138,6 +158,15 @@ impl App {
 
     fn snapshots(&self) -> Snapshots {
         Snapshots { data_dir: self.data_dir.clone(), store: self.store.clone() }
+    }
+
+    fn has_leader(&self) -> bool {
+        self.store.status().leader_id != 0
+    }
+
+    /// Where other servers reach this one.
+    fn url(&self) -> String {
+        format!("https://{}", self.advertised())
     }
 
     fn advertised(&self) -> String {
@@ -152,7 +181,8 @@ pub struct Server {
     stop: watch::Sender<bool>,
     accepting: JoinHandle<()>,
     renewing: JoinHandle<()>,
-    keeping: Option<JoinHandle<()>>,
+    /// What goes on beside requests, until the server is dropped.
+    tasks: JoinSet<()>,
 }
 
 impl Server {
@@ -179,6 +209,10 @@ impl Server {
             ranges,
             network,
             advertised,
+            name: hostname().unwrap_or_else(|| advertised.address.to_string()),
+            etcd_urls: config.etcd_urls.clone(),
+            peers: config.peers.clone(),
+            changing: tokio::sync::Mutex::default(),
             in_flight: pipeline::InFlight::default(),
             parsed: stored::Parsed::default(),
             frames: handlers::Frames::default(),
@@ -191,11 +225,20 @@ impl Server {
         let accepting = tokio::spawn(serve::run(listener, tls, app.clone(), stop));
         let renewing = tokio::spawn(renew(config, advertised, ranges, tls_sender));
         // From here on the server's drop stops the tasks, also when the bootstrap fails.
-        let mut server = Self { app, address, stop: stop_sender, accepting, renewing, keeping: None };
-        bootstrap::run(&server.app, advertised).await?;
-        server.keeping = Some(tokio::spawn(bootstrap::keep(server.app.clone(), advertised)));
+        let mut server = Self { app, address, stop: stop_sender, accepting, renewing, tasks: JoinSet::new() };
+        server.tasks.spawn(peers::run(server.app.clone()));
+        server.tasks.spawn(members::notice_removal(server.app.clone()));
+        bootstrap::begin(&server.app, advertised).await?;
+        server.tasks.spawn(members::tend(server.app.clone()));
+        server.tasks.spawn(bootstrap::keep(server.app.clone(), advertised));
         server.app.ready.store(true, Ordering::Release);
         Ok(server)
+    }
+
+    /// How clients of the etcd API are let in, with the certificates of the moment.
+    pub fn etcd_tls(&self) -> impl Fn() -> store::etcd::Tls + use<> {
+        let tls = self.app.tls.clone();
+        move || tls.borrow().etcd.clone()
     }
 
     /// The API without TLS, for parts of this process, in the name of `identity`.
@@ -211,6 +254,11 @@ impl Server {
     /// Where nodes and pods reach it.
     pub fn advertised_address(&self) -> IpAddr {
         self.app.advertised.address
+    }
+
+    /// What a further server needs to join, of the same form as [`Server::join_token`].
+    pub fn server_token(&self) -> String {
+        self.app.pki.server_token.to_string()
     }
 
     /// What an agent needs to join: `m8s1.<sha256 of the CA>.<secret>`.
@@ -246,7 +294,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop.send_replace(true);
         self.renewing.abort();
-        self.keeping.iter().for_each(JoinHandle::abort);
         self.accepting.abort();
     }
 }
@@ -297,7 +344,7 @@ fn ranges(config: &Config) -> Result<Ranges, Error> {
 }
 
 /// The address given, the one bound to, or the one that the default route leaves by.
-fn advertise_address(config: &Config) -> IpAddr {
+pub fn advertise_address(config: &Config) -> IpAddr {
     match (config.advertise_address, config.bind.ip()) {
         (Some(address), _) => address,
         (None, bound) if !bound.is_unspecified() => bound,
@@ -335,7 +382,8 @@ fn load_pki(config: &Config, advertised: Advertised, ranges: &Ranges) -> Result<
         now: clock::seconds(),
     };
     let pki = Pki::load(&subject)?;
-    let tls = Tls { server: pki.server_config()?, client: pki.node_client_config()? };
+    let etcd = store::etcd::Tls { config: pki.etcd_config()?, admits: pki::admits_to_etcd };
+    let tls = Tls { server: pki.server_config()?, client: pki.node_client_config()?, etcd };
     Ok((pki, tls))
 }
 

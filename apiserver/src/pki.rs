@@ -5,7 +5,7 @@
 //! written beside its place, synced and renamed, so that a power cut leaves the old one or the new one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
     io::Write,
     net::IpAddr,
@@ -26,7 +26,15 @@ use ring::signature::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, entropy};
+use crate::{
+    Error,
+    authenticate::{Identity, MASTERS},
+    entropy,
+};
+
+/// Under the data directory, what all the servers of a cluster have in common. Nobody else gets any of it.
+pub const SHARED: [&str; 5] = ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", "token", SERVER_TOKEN];
+const SERVER_TOKEN: &str = "server-token";
 
 const DAY: u64 = 24 * 3600;
 const CA_LIFE: Duration = Duration::from_secs(3652 * DAY);
@@ -46,6 +54,8 @@ pub struct Pki {
     pub node_client: Leaf,
     pub service_accounts: TokenKey,
     pub join_token: JoinToken,
+    /// What a further server shows: no agent's token may do that, as a server is given every key.
+    pub server_token: JoinToken,
     pub kubeconfig: PathBuf,
 }
 
@@ -112,7 +122,7 @@ impl TokenKey {
 }
 
 impl Pki {
-    /// Reads what is there, makes what is not, and writes `kubeconfig.yaml` and `token`.
+    /// Reads what is there, makes what is not, and writes `kubeconfig.yaml`, `token` and `server-token`.
     pub fn load(subject: &Subject<'_>) -> Result<Self, Error> {
         let tls = subject.data_dir.join("tls");
         create_dir(subject.data_dir)?;
@@ -125,33 +135,50 @@ impl Pki {
         let server = leaf(&tls, "server", &ca, subject.now, &Profile::server(subject.sans.clone()))?;
         let admin = leaf(&tls, "admin", &ca, subject.now, &Profile::client("minik8s-admin"))?;
         let node_client = leaf(&tls, "apiserver-node-client", &ca, subject.now, &Profile::client("minik8s-apiserver"))?;
+        // For `etcdctl`, which finds it by its name.
+        leaf(&tls, "etcd-client", &ca, subject.now, &Profile::client("minik8s-etcd-client"))?;
         let service_accounts = token_key(&tls)?;
-        let join_token = join_token(&subject.data_dir.join("token"), &ca_hash, subject.token)?;
+        let join_token = token(&subject.data_dir.join("token"), &ca_hash, subject.token)?;
+
+        let server_token = token(&subject.data_dir.join(SERVER_TOKEN), &ca_hash, None)?;
 
         let kubeconfig = subject.data_dir.join("kubeconfig.yaml");
         write_if_changed(&kubeconfig, kubeconfig_text(&subject.url, &ca_pem, &admin).as_bytes())?;
-        Ok(Self { ca_pem, ca_der, ca, server, node_client, service_accounts, join_token, kubeconfig })
+        Ok(Self { ca_pem, ca_der, ca, server, node_client, service_accounts, join_token, server_token, kubeconfig })
     }
 
     /// The TLS side of the listener: our certificate, and client certificates verified when a client has one.
     pub fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let mut config = self.listener_config(Clients::Any)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    fn listener_config(&self, clients: Clients) -> Result<rustls::ServerConfig, Error> {
         let tls = |e: &dyn std::fmt::Display| Error::Tls { what: e.to_string() };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca_der.clone()).map_err(|e| tls(&e))?;
-        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| tls(&e))?;
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+        let verifier = match clients {
+            Clients::Any => verifier.allow_unauthenticated(),
+            Clients::Certified => verifier,
+        };
+        let verifier = verifier.build().map_err(|e| tls(&e))?;
         let certificate = parse_certificate(&self.server.certificate).map_err(|e| tls(&e))?;
         let key = PrivateKeyDer::from_pem_slice(self.server.key.as_bytes()).map_err(|e| tls(&e))?;
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| tls(&e))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate], key)
-            .map_err(|e| tls(&e))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            .map_err(|e| tls(&e))
+    }
+
+    /// The TLS side of the etcd API: nobody is let in without a certificate, nor with one that [`admits_to_etcd`] refuses.
+    pub fn etcd_config(&self) -> Result<Arc<rustls::ServerConfig>, Error> {
+        let mut config = self.listener_config(Clients::Certified)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
     }
 
@@ -186,6 +213,18 @@ impl Pki {
         .params(now)?;
         Ok(request.signed_by(&self.ca)?.pem())
     }
+}
+
+/// Who may connect.
+enum Clients {
+    Any,
+    Certified,
+}
+
+/// Whether a certificate of this cluster's opens the etcd API, which knows no finer rights: an administrator's does, a
+/// node's does not.
+pub fn admits_to_etcd(der: &[u8]) -> bool {
+    Identity::from_certificate(der).is_some_and(|identity| identity.in_group(MASTERS))
 }
 
 /// The sentence that a leaf certificate states.
@@ -324,14 +363,14 @@ fn token_key(tls: &Path) -> Result<TokenKey, Error> {
     TokenKey::from_pem(&pem).map_err(|what| Error::Damaged { path, what })
 }
 
-/// The token of this cluster: the one asked for, else the one on disk, else a new one.
-fn join_token(path: &Path, ca_hash: &str, wanted: Option<&str>) -> Result<JoinToken, Error> {
+/// A token of this cluster: the one asked for, else the one on disk, else a new one.
+fn token(path: &Path, ca_hash: &str, wanted: Option<&str>) -> Result<JoinToken, Error> {
     let on_disk = read(path)?;
     let secret = match (wanted, on_disk) {
         (Some(wanted), _) => parse_wanted(wanted, ca_hash)?,
         (None, Some(text)) => match text.trim().split('.').collect::<Vec<_>>()[..] {
             ["m8s1", _, secret] if !secret.is_empty() => secret.to_owned(),
-            _ => return Err(Error::Damaged { path: path.to_owned(), what: "it holds no join token".into() }),
+            _ => return Err(Error::Damaged { path: path.to_owned(), what: "it holds no token".into() }),
         },
         (None, None) => entropy::hex(&entropy::bytes::<16>()),
     };
@@ -367,6 +406,16 @@ fn kubeconfig_text(url: &str, ca: &str, admin: &Leaf) -> String {
         data(&admin.certificate),
         data(&admin.key)
     )
+}
+
+/// The files of [`SHARED`], by name.
+pub fn shared_files(data_dir: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let file = |name: &str| {
+        let path = data_dir.join(name);
+        let missing = || Error::Damaged { path: path.clone(), what: "it is missing".into() };
+        Ok((name.to_owned(), read(&path)?.ok_or_else(missing)?))
+    };
+    SHARED.into_iter().map(file).collect()
 }
 
 fn parse_certificate(pem: &str) -> Result<CertificateDer<'static>, String> {

@@ -23,6 +23,18 @@ pub enum Route {
     Join,
     /// The whole cluster, for a backup.
     Snapshot,
+    /// The cluster's servers, and how this one is.
+    Status,
+    /// A further server joins.
+    Servers,
+    /// A server is removed.
+    Server {
+        which: String,
+    },
+    /// Messages of another server's store.
+    Raft,
+    /// A snapshot of another server's store.
+    RaftSnapshot,
     /// `/api`: the versions of the core group, or its aggregated discovery.
     CoreDiscovery,
     /// `/apis`
@@ -118,6 +130,11 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         ["cacerts"] => Route::CaCerts,
         ["minik8s", "v1", "join"] => Route::Join,
         ["minik8s", "v1", "snapshot"] => Route::Snapshot,
+        ["minik8s", "v1", "status"] => Route::Status,
+        ["minik8s", "v1", "servers"] => Route::Servers,
+        ["minik8s", "v1", "servers", which] => Route::Server { which: which.into() },
+        ["minik8s", "v1", "raft"] => Route::Raft,
+        ["minik8s", "v1", "raft", "snapshot"] => Route::RaftSnapshot,
         ["openapi", "v2"] => Route::Swagger,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },
@@ -134,8 +151,9 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match route {
         Route::Resource(_) => Ok(route),
-        Route::Join if method == Method::POST => Ok(route),
-        Route::Join => Err(wrong_method()),
+        Route::Join | Route::Servers | Route::Raft | Route::RaftSnapshot if method == Method::POST => Ok(route),
+        Route::Server { .. } if method == Method::DELETE => Ok(route),
+        Route::Join | Route::Servers | Route::Server { .. } | Route::Raft | Route::RaftSnapshot => Err(wrong_method()),
         _ if reads => Ok(route),
         _ => Err(wrong_method()),
     }

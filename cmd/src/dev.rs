@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     agent, flags,
-    server::{Config, ControlPlane},
+    server::{Config, ControlPlane, Etcd},
     stop,
 };
 
@@ -18,7 +18,9 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         data_dir: flags.data.data_dir.clone(),
         bind: flags.bind,
         advertise_address: flags.node.node_ip,
+        join: Vec::new(),
         token: None,
+        etcd: Etcd::Off,
         tls_sans: Vec::new(),
         networks: flags.networks,
         snapshots: None,

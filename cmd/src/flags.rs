@@ -31,6 +31,26 @@ pub enum Command {
     Agent(Agent),
     /// Run a whole cluster in this process, until Ctrl-C.
     Dev(Dev),
+    /// Show the servers of the cluster, and which of them leads.
+    Status {
+        #[command(flatten)]
+        data: DataDir,
+        /// Names a server, where it is not the one of --data-dir; KUBECONFIG otherwise.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        /// Print everything there is to know, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a server from the cluster for good, by its name, address or number, as `status` shows them.
+    Remove {
+        #[command(flatten)]
+        data: DataDir,
+        /// Names a server, where it is not the one of --data-dir; KUBECONFIG otherwise.
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: Option<PathBuf>,
+        server: String,
+    },
     /// Print the token with which agents join.
     Token(DataDir),
     /// Look after a node's images.
@@ -63,12 +83,20 @@ pub struct Server {
     /// The address that nodes and clients reach this server at; found by itself when not given.
     #[arg(long, env = "MINIK8S_ADVERTISE_ADDRESS", value_name = "IP")]
     pub advertise_address: Option<IpAddr>,
-    /// The secret part of the join token, or the whole of it: in place of a random one, and of the one in force until now.
+    /// The servers of a cluster to become a further server of: `https://HOST:6443`. Ignored once it is one.
+    #[arg(long, env = "MINIK8S_JOIN", value_name = "URL", value_delimiter = ',', requires = "token")]
+    pub join: Vec<String>,
+    /// With --join, what another server's file server-token holds. Else the secret part of the agents' join token, or the
+    /// whole of it: in place of a random one, and of the one in force until now.
     #[arg(long, env = "MINIK8S_TOKEN", value_name = "TOKEN")]
     pub token: Option<String>,
     /// A further name or address for the server's certificate.
     #[arg(long, env = "MINIK8S_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     pub tls_san: Vec<String>,
+    /// Where the etcd API is served: https:// for holders of <data-dir>/tls/etcd-client.crt; http:// for everybody, on a
+    /// loopback address only; or none.
+    #[arg(long, env = "MINIK8S_ETCD_LISTEN", value_name = "URL", value_parser = etcd_listen)]
+    pub etcd_listen: Option<EtcdListen>,
     /// How often a snapshot of the cluster is taken into <data-dir>/snapshots, such as 12h or 30m; 0 for never.
     #[arg(long, env = "MINIK8S_SNAPSHOT_INTERVAL", default_value = "12h", value_name = "TIME", value_parser = duration)]
     pub snapshot_interval: Duration,
@@ -185,6 +213,34 @@ pub enum SnapshotAction {
         data: DataDir,
         file: PathBuf,
     },
+}
+
+/// Where the etcd API is served, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EtcdListen {
+    Nowhere,
+    /// To whoever shows an administrator's certificate.
+    Tls(SocketAddr),
+    /// To everybody on this machine.
+    Plain(SocketAddr),
+}
+
+fn etcd_listen(text: &str) -> Result<EtcdListen, String> {
+    let address = |text: &str| {
+        let text = text.trim_end_matches('/');
+        text.parse::<SocketAddr>().map_err(|_| format!("{text:?} is no address such as 127.0.0.1:2379"))
+    };
+    match text.split_once("://") {
+        None if text == "none" => Ok(EtcdListen::Nowhere),
+        Some(("https", rest)) => address(rest).map(EtcdListen::Tls),
+        Some(("http", rest)) => match address(rest)? {
+            address if address.ip().is_loopback() => Ok(EtcdListen::Plain(address)),
+            address => {
+                Err(format!("{} can be reached by others, who would have every secret: use https://", address.ip()))
+            }
+        },
+        _ => Err("it is none, or https:// or http:// with an address and a port".to_owned()),
+    }
 }
 
 /// `90s`, `30m`, `12h`, `7d`, or 0.

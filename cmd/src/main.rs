@@ -2,7 +2,8 @@
 //!
 //! - [`flags`] for the command line, the environment and the config file
 //! - [`server`], [`agent`], [`dev`]: the three ways to run
-//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule
+//! - [`join`]: how a server becomes one of several; [`servers`]: which there are
+//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule; [`ask`]: of a running server
 //! - [`stop`] for signals
 //!
 //! Exit codes: 0 stopped, 1 failed (one line on stderr says what and what to do), 2 wrong usage.
@@ -11,10 +12,13 @@ mod flags;
 
 mod agent;
 mod dev;
+mod join;
 mod server;
 
+mod ask;
 mod image;
 mod info;
+mod servers;
 mod snapshot;
 
 mod stop;
@@ -53,6 +57,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Server(flags) => with_runtime(server::run(flags)),
         Command::Agent(flags) => with_runtime(agent::run(flags)),
         Command::Dev(flags) => with_runtime(dev::run(flags)),
+        Command::Status { data, kubeconfig, json } => with_runtime(servers::status(data, kubeconfig, json)),
+        Command::Remove { data, kubeconfig, server } => with_runtime(servers::remove(data, kubeconfig, server)),
         Command::Token(flags) => info::token(&flags),
         Command::Image(flags) => with_runtime(image::run(flags)),
         Command::Snapshot { action } => with_runtime(snapshot::run(action)),

@@ -1,36 +1,54 @@
 //! `minik8s server`: store, API server, scheduler and controllers in one process.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
+    pin::pin,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
+use apiserver::Service;
 use client::Client;
-use tokio::task::JoinSet;
+use store::{Group, Store};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    flags,
+    flags::{self, EtcdListen},
+    join,
     snapshot::{self, Schedule},
     stop,
 };
 
 pub async fn run(flags: flags::Server) -> Result<()> {
+    let etcd = match flags.etcd_listen {
+        None => Etcd::IfFree,
+        Some(EtcdListen::Nowhere) => Etcd::Off,
+        Some(listen) => Etcd::At(listen),
+    };
     let config = Config {
         data_dir: flags.data.data_dir,
         bind: flags.bind,
         advertise_address: flags.advertise_address,
+        join: flags.join,
         token: flags.token,
+        etcd,
         tls_sans: flags.tls_san,
         networks: flags.networks,
         snapshots: (!flags.snapshot_interval.is_zero())
             .then_some(Schedule { interval: flags.snapshot_interval, keep: flags.snapshot_keep as usize }),
     };
-    let mut control_plane = ControlPlane::start(config).await?;
+    // One listener throughout: a signal between two would be lost.
+    let mut asked = pin!(stop::asked());
+    // A server whose fellows are not there yet may wait for them for long.
+    let mut control_plane = tokio::select! {
+        started = ControlPlane::start(config) => started?,
+        asked = &mut asked => return asked,
+    };
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
     println!("join with:  {}", control_plane.join_command());
     let ended = tokio::select! {
-        asked = stop::asked() => asked,
+        asked = asked => asked,
         broken = control_plane.broken() => Err(broken),
     };
     let stopped = control_plane.stop().await;
@@ -42,12 +60,26 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub bind: SocketAddr,
     pub advertise_address: Option<IpAddr>,
+    /// The servers of the cluster to become a further server of; with them, `token` is the servers'.
+    pub join: Vec<String>,
     pub token: Option<String>,
+    pub etcd: Etcd,
     pub tls_sans: Vec<String>,
     pub networks: flags::Networks,
     /// None takes no snapshots.
     pub snapshots: Option<Schedule>,
 }
+
+/// Whether and where the etcd API is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Etcd {
+    Off,
+    At(EtcdListen),
+    /// At its usual place on the loopback, unless another etcd is there.
+    IfFree,
+}
+
+const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
 
 /// A running control plane. The loops end when this is dropped; [`ControlPlane::stop`] also drains and flushes.
 pub struct ControlPlane {
@@ -59,45 +91,57 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     pub async fn start(config: Config) -> Result<ControlPlane> {
-        let opened = store::Store::open(store::Config::new(config.data_dir.join("store"))).await;
-        let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;
-        let settings = apiserver::Config {
+        let networks = config.networks;
+        let mut settings = apiserver::Config {
             data_dir: config.data_dir.clone(),
             bind: config.bind,
             advertise_address: config.advertise_address,
             tls_sans: config.tls_sans,
             token: config.token,
-            cluster_cidr: config.networks.cluster_cidr.clone(),
-            service_cidr: config.networks.service_cidr.clone(),
-            cluster_dns: config.networks.cluster_dns,
+            cluster_cidr: networks.cluster_cidr.clone(),
+            service_cidr: networks.service_cidr.clone(),
+            cluster_dns: networks.cluster_dns,
+            peers: Arc::default(),
+            etcd_urls: Vec::new(),
         };
-        let server = apiserver::Server::start(settings, store.clone()).await.context("start the API server")?;
+        let etcd = listen_for_etcd(config.etcd, &mut settings).await?;
+        let store_dir = config.data_dir.join("store");
+        if !config.join.is_empty() {
+            let token = settings.token.take().context("--join needs the --token of the cluster's servers")?;
+            // Whose directory names a cluster is one of its servers already.
+            if !store_dir.exists() {
+                let us = apiserver::Application::of(&settings);
+                join::join(&config.join, &token, (&config.data_dir, &store_dir), us).await?;
+            }
+        }
+        let opened = Store::open_in_group(store::Config::new(store_dir), settings.peers.clone()).await;
+        let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;
+        let server = tokio::select! {
+            server = apiserver::Server::start(settings, store.clone()) => server.context("start the API server")?,
+            reason = store.ended() => return Err(anyhow::Error::new(reason).context("the store ended")),
+        };
         let mut loops = JoinSet::new();
-        let manager = in_process(&server, "system:kube-controller-manager");
-        let scheduler = in_process(&server, "system:kube-scheduler").sharing_caches_of(&manager);
-        let scheduler = scheduler::run(scheduler);
-        loops.spawn(async move {
-            scheduler.await;
-            "the scheduler"
-        });
-        let settings = controllers::Config {
-            cluster_cidr: config
-                .networks
-                .cluster_cidr
-                .parse()
-                .map_err(|e: String| anyhow::anyhow!("--cluster-cidr: {e}"))?,
+        let controllers = controllers::Config {
+            cluster_cidr: networks.cluster_cidr.parse().map_err(|e: String| anyhow::anyhow!("--cluster-cidr: {e}"))?,
             root_ca_pem: server.ca_pem().to_owned(),
             node_monitor_grace: controllers::NODE_MONITOR_GRACE,
         };
-        loops.spawn(async move {
-            controllers::run(manager, settings).await;
-            "the controllers"
-        });
+        let service = |user: &str| server.service(apiserver::Identity::master(user));
+        let services = (service("system:kube-controller-manager"), service("system:kube-scheduler"));
+        loops.spawn(lead(store.group(), services, controllers));
         if let Some(schedule) = config.snapshots {
             let keeping = snapshot::keep(server.snapshots(), config.data_dir, schedule);
             loops.spawn(async move {
                 keeping.await;
                 "the schedule of snapshots"
+            });
+        }
+        if let Some((listener, listen)) = etcd {
+            let (store, tls) = (store.clone(), server.etcd_tls());
+            let tls = move || matches!(listen, EtcdListen::Tls(_)).then(&tls);
+            loops.spawn(async move {
+                store::etcd::serve(store, listener, tls, std::future::pending()).await;
+                "the etcd API"
             });
         }
         Ok(ControlPlane { server, store, loops })
@@ -123,11 +167,74 @@ impl ControlPlane {
     /// Lets requests under way finish, then makes the store's files final.
     pub async fn stop(mut self) -> Result<()> {
         self.loops.shutdown().await;
+        // While requests under way still have somebody to carry them out.
+        self.store.step_down().await;
         self.server.shutdown().await;
         self.store.shutdown().await.context("close the store")
     }
 }
 
-fn in_process(server: &apiserver::Server, user: &str) -> Client {
-    Client::in_process(server.service(apiserver::Identity::master(user)))
+/// Where clients of the etcd API will be let in.
+async fn listen_for_etcd(etcd: Etcd, settings: &mut apiserver::Config) -> Result<Option<(TcpListener, EtcdListen)>> {
+    let listen = match etcd {
+        Etcd::Off | Etcd::At(EtcdListen::Nowhere) => return Ok(None),
+        Etcd::At(listen) => listen,
+        Etcd::IfFree => EtcdListen::Tls(ETCD),
+    };
+    let (scheme, address) = match listen {
+        EtcdListen::Tls(address) => ("https", address),
+        EtcdListen::Plain(address) => ("http", address),
+        EtcdListen::Nowhere => return Ok(None),
+    };
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            let mut address = listener.local_addr()?;
+            if address.ip().is_unspecified() {
+                address.set_ip(apiserver::advertise_address(settings));
+            }
+            settings.etcd_urls = vec![format!("{scheme}://{address}")];
+            Ok(Some((listener, listen)))
+        }
+        Err(error) if etcd == Etcd::IfFree => {
+            tracing::warn!(%error, "the etcd API is not served: {address} is taken; choose another with --etcd-listen");
+            Ok(None)
+        }
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot listen on {address}: choose another with --etcd-listen"))
+        }
+    }
+}
+
+/// Runs the scheduler and the controllers while this server leads. None of them has a way to end; answers which did.
+async fn lead(
+    mut group: watch::Receiver<Group>,
+    (controllers, scheduler): (Service, Service),
+    settings: controllers::Config,
+) -> &'static str {
+    loop {
+        if group.wait_for(Group::leads).await.is_err() {
+            return "the store";
+        }
+        let mut working = JoinSet::new();
+        let manager = Client::in_process(controllers.clone());
+        let scheduler = scheduler::run(Client::in_process(scheduler.clone()).sharing_caches_of(&manager));
+        working.spawn(async move {
+            scheduler.await;
+            "the scheduler"
+        });
+        let settings = settings.clone();
+        working.spawn(async move {
+            controllers::run(manager, settings).await;
+            "the controllers"
+        });
+        tokio::select! {
+            replaced = group.wait_for(|group| !group.leads()) => if replaced.is_err() { return "the store" },
+            Some(ended) = working.join_next() => match ended {
+                Ok(who) => return who,
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+        }
+        tracing::info!("another server leads: the scheduler and the controllers rest here");
+        working.shutdown().await;
+    }
 }

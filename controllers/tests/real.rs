@@ -29,6 +29,8 @@ async fn world() -> World {
     let dir = tempfile::tempdir().expect("a directory");
     let store = store::Store::open(store::Config::new(dir.path().join("store"))).await.expect("a store");
     let settings = apiserver::Config {
+        peers: std::sync::Arc::default(),
+        etcd_urls: Vec::new(),
         data_dir: dir.path().to_owned(),
         bind: "127.0.0.1:0".parse().expect("an address"),
         advertise_address: Some("10.1.2.3".parse().expect("an address")),

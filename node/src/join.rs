@@ -104,8 +104,8 @@ enum Name {
     Ours,
 }
 
-/// Why one server gave no certificate.
-enum Refusal {
+/// Why one server refuses whoever wants to join.
+pub enum Refusal {
     /// Another attempt, or another server, may do better.
     Later(String),
     /// A node of this name is alive.
@@ -226,7 +226,7 @@ async fn join(application: &Application<'_>, token: &Token, name: Name) -> Resul
     let mut told = String::new();
     loop {
         for server in application.servers {
-            match ask(server.trim_end_matches('/'), token, &body).await {
+            match certificate(server.trim_end_matches('/'), token, &body).await {
                 Ok(answer) => return Ok(whole(answer, &key)),
                 Err(Refusal::Never(error)) => return Err(error),
                 Err(Refusal::Taken(why)) if name == Name::New => return Err(Error::Refused(why)),
@@ -245,7 +245,16 @@ async fn join(application: &Application<'_>, token: &Token, name: Name) -> Resul
     }
 }
 
-async fn ask(server: &str, token: &Token, request: &serde_json::Value) -> Result<Answer, Refusal> {
+async fn certificate(server: &str, token: &Token, request: &serde_json::Value) -> Result<Answer, Refusal> {
+    let text = ask(server, token, (JOIN, request)).await?;
+    serde_json::from_str(&text).map_err(|error| {
+        Refusal::Never(Error::Refused(format!("{server} answers what this version does not understand: {error}")))
+    })
+}
+
+/// Sends a request to a path of a server in the name of whoever has the token, once the server has shown that it is of
+/// the token's cluster.
+pub async fn ask(server: &str, token: &Token, (path, request): (&str, &serde_json::Value)) -> Result<String, Refusal> {
     let later = |error: reqwest::Error| Refusal::Later(format!("{server}: {}", crate::pod::error_text(&error)));
     // Nothing secret is sent and nothing is believed before the CA's hash has been compared.
     let blind = builder().tls_danger_accept_invalid_certs(true).build().map_err(later)?;
@@ -263,13 +272,11 @@ async fn ask(server: &str, token: &Token, request: &serde_json::Value) -> Result
     let root = reqwest::Certificate::from_pem(ca.as_bytes()).map_err(later)?;
     let verified = builder().tls_certs_only([root]).build().map_err(later)?;
     let answer =
-        verified.post(format!("{server}{JOIN}")).bearer_auth(&token.text).json(request).send().await.map_err(later)?;
+        verified.post(format!("{server}{path}")).bearer_auth(&token.text).json(request).send().await.map_err(later)?;
     let code = answer.status();
     let text = body(answer).await.map_err(later)?;
     if code.is_success() {
-        return serde_json::from_str(&text).map_err(|error| {
-            Refusal::Never(Error::Refused(format!("{server} answers what this version does not understand: {error}")))
-        });
+        return Ok(text);
     }
     let message = serde_json::from_str::<serde_json::Value>(&text)
         .ok()

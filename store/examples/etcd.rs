@@ -24,6 +24,6 @@ async fn main() -> ExitCode {
 async fn run(dir: &str, address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(Config::new(dir)).await?;
     let listener = TcpListener::bind(address).await?;
-    store::etcd::serve(store.clone(), listener, None, async { drop(tokio::signal::ctrl_c().await) }).await;
+    store::etcd::serve(store.clone(), listener, || None, async { drop(tokio::signal::ctrl_c().await) }).await;
     Ok(store.shutdown().await?)
 }

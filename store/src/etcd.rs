@@ -46,21 +46,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection is two tasks and some buffers; more clients than any cluster has.
 const MAX_CONNECTIONS: usize = 10_000;
 
-/// Serves the API of `store` to whoever connects to `listener`, until `stop` resolves. With `tls` every client speaks
-/// TLS, and is asked for what that configuration asks for; without it, anyone who can connect may do anything.
-pub async fn serve(
-    store: Store,
-    listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    stop: impl Future<Output = ()>,
-) {
+/// How clients are let in.
+#[derive(Clone)]
+pub struct Tls {
+    /// Its protocol must be `h2`: gRPC's clients refuse a server that has not chosen that in the handshake.
+    pub config: Arc<rustls::ServerConfig>,
+    /// Decides by a client's certificate, which `config` has verified.
+    pub admits: fn(&[u8]) -> bool,
+}
+
+/// Serves the API of `store` to whoever connects to `listener`, until `stop` resolves. With `tls`, which is asked anew for
+/// each connection, every client speaks TLS; without it, anyone who can connect may do anything.
+pub async fn serve(store: Store, listener: TcpListener, tls: impl Fn() -> Option<Tls>, stop: impl Future<Output = ()>) {
     let api = Api { store };
-    let tls = tls.map(|config| {
-        let mut config = rustls::ServerConfig::clone(&config);
-        // gRPC's clients refuse a server that has not chosen HTTP/2 in the handshake.
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        TlsAcceptor::from(Arc::new(config))
-    });
     let (stopping, stopped) = signal::channel(false);
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
@@ -72,7 +70,7 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(connect(api.clone(), stream, tls.clone(), stopped.clone()));
+                connections.spawn(connect(api.clone(), stream, tls(), stopped.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection to the etcd API could not be accepted");
@@ -87,7 +85,7 @@ pub async fn serve(
     let _ = tokio::time::timeout(GRACE * 2, all).await;
 }
 
-async fn connect(api: Api, stream: TcpStream, tls: Option<TlsAcceptor>, stopped: signal::Receiver<bool>) {
+async fn connect(api: Api, stream: TcpStream, tls: Option<Tls>, stopped: signal::Receiver<bool>) {
     // Answers are small, and someone waits for each.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection to the etcd API was gone at once");
@@ -95,8 +93,16 @@ async fn connect(api: Api, stream: TcpStream, tls: Option<TlsAcceptor>, stopped:
     }
     let served = match tls {
         None => connection::serve(api, stream, stopped).await,
-        Some(tls) => match tokio::time::timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => connection::serve(api, stream, stopped).await,
+        Some(tls) => match tokio::time::timeout(HANDSHAKE_WAIT, TlsAcceptor::from(tls.config).accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                if !certificate.is_some_and(|der| (tls.admits)(der)) {
+                    return tracing::warn!(
+                        "a client whose certificate is no administrator's was not let into the etcd API"
+                    );
+                }
+                connection::serve(api, stream, stopped).await
+            }
             Ok(Err(error)) => return tracing::info!(%error, "a client of the etcd API was not let in"),
             Err(_) => return tracing::info!("a client of the etcd API did not finish its handshake"),
         },

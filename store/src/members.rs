@@ -38,7 +38,7 @@ pub struct Group {
 impl Group {
     /// Whether this member leads.
     pub fn leads(&self) -> bool {
-        self.leader_id == self.member_id
+        self.leader_id != 0 && self.leader_id == self.member_id
     }
 
     pub fn has(&self, id: u64) -> bool {

@@ -52,6 +52,8 @@ pub enum Input {
         change: MemberChange,
         answer: oneshot::Sender<Result<Answer, Error>>,
     },
+    /// Another member is to lead, if this one does.
+    StepDown,
     /// Someone waits for a moment from which the applied state is linearizable.
     Read(oneshot::Sender<Result<(), Error>>),
     Message(Box<Message>),
@@ -84,6 +86,7 @@ impl Input {
             Input::Stop(Some(done)) => drop(done.send(())),
             Input::Message(_)
             | Input::SnapshotSent { .. }
+            | Input::StepDown
             | Input::Persisted { .. }
             | Input::Purged { .. }
             | Input::Failed(_)

@@ -254,6 +254,21 @@ impl Store {
         answered.await.unwrap_or(Err(Error::Closed)).map(drop)
     }
 
+    /// Has another member lead, where this one does and another can; returns when it does, or after two seconds.
+    pub async fn step_down(&self) {
+        let mut group = self.group();
+        let others = {
+            let group = group.borrow();
+            group.leads() && group.active.iter().any(|id| group.voters.contains(id))
+        };
+        if others {
+            self.inbox.0.push(Input::StepDown);
+            let handed_over = group.wait_for(|group| group.leader_id != 0 && !group.leads());
+            // Whoever is left without a leader elects one.
+            let _ = tokio::time::timeout(STEP_DOWN_WAIT, handed_over).await;
+        }
+    }
+
     /// Flushes and stops. Everything acknowledged is safe without it too; the next start is quicker with it.
     pub async fn shutdown(&self) -> Result<(), Error> {
         let (done, stopped) = oneshot::channel();
@@ -366,6 +381,9 @@ impl Store {
         answered.await.unwrap_or_else(|_| Err(self.shared.check_open().err().unwrap_or(Error::Closed)))
     }
 }
+
+/// A handover takes a round trip, or two.
+const STEP_DOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// One permit stands for this much of a proposal.
 const PERMIT_BYTES: usize = 1 << 10;

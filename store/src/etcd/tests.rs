@@ -40,7 +40,7 @@ impl Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(serve(store, listener, None, async { drop(stopped.await) }));
+        tokio::spawn(serve(store, listener, || None, async { drop(stopped.await) }));
         let stream = TcpStream::connect(address).await.unwrap();
         // One stream that is not read must not be in the way of the others.
         let (mut builder, stream_window) = (h2::client::Builder::new(), 1 << 20);
@@ -394,9 +394,9 @@ mod tls {
         (certificate.der().clone(), Issuer::new(params, key))
     }
 
-    fn identity(issuer: &Issuer<'static, KeyPair>) -> Identity {
+    fn identity(issuer: &Issuer<'static, KeyPair>, name: &str) -> Identity {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let params = CertificateParams::new([name.to_owned()]).unwrap();
         let certificate = params.signed_by(&key, issuer).unwrap();
         (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
@@ -408,33 +408,38 @@ mod tls {
         roots.add(certificate).unwrap();
         let (roots, provider) = (Arc::new(roots), Arc::new(default_provider()));
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
-        let (chain, key) = identity(&issuer);
-        let server = ServerConfig::builder_with_provider(provider.clone())
+        let (chain, key) = identity(&issuer, "localhost");
+        let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .unwrap();
+        server.alpn_protocols = vec![b"h2".to_vec()];
         let store = Store::in_memory(Config::new("")).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = serve(store, listener, Some(Arc::new(server)), std::future::pending());
+        let admits = |der: &[u8]| der.windows(5).any(|part| part == b"admin");
+        let tls = Tls { config: Arc::new(server), admits };
+        let server = serve(store, listener, move || Some(tls.clone()), std::future::pending());
         let serving = tokio::spawn(server);
-        for (has, known) in [(true, true), (true, false), (false, false)] {
+        for (has, known, name) in
+            [(true, true, "admin"), (true, true, "node"), (true, false, "admin"), (false, false, "")]
+        {
             let config = ClientConfig::builder_with_provider(provider.clone())
                 .with_safe_default_protocol_versions()
                 .unwrap()
                 .with_root_certificates(roots.clone());
             let issuer = if known { &issuer } else { &authority().1 };
-            let mut config = match identity(issuer) {
+            let mut config = match identity(issuer, name) {
                 (chain, key) if has => config.with_client_auth_cert(chain, key).unwrap(),
                 _ => config.with_no_client_auth(),
             };
             config.alpn_protocols = vec![b"h2".to_vec()];
             let stream = TcpStream::connect(address).await.unwrap();
-            let name = "localhost".try_into().unwrap();
+            let host = "localhost".try_into().unwrap();
             let answered = async {
-                let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+                let stream = TlsConnector::from(Arc::new(config)).connect(host, stream).await.ok()?;
                 assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
                 let (requests, connection) = h2::client::handshake(stream).await.ok()?;
                 tokio::spawn(connection);
@@ -444,7 +449,12 @@ mod tls {
                 stream.send_data(frame(&HealthCheckRequest::default()), true).ok()?;
                 response.await.ok()
             };
-            assert_eq!(answered.await.is_some(), has && known, "a certificate: {has}, of the authority: {known}");
+            let admitted = has && known && name == "admin";
+            assert_eq!(
+                answered.await.is_some(),
+                admitted,
+                "a certificate: {has}, of the authority: {known}, of {name:?}"
+            );
         }
         serving.abort();
     }

@@ -233,6 +233,7 @@ impl Driver {
             match input {
                 Input::Propose(one) => proposed.push(one),
                 Input::Change { change, answer } => self.change(change, answer),
+                Input::StepDown => self.hand_over(),
                 Input::Read(reader) => self.readers.add(self.now(), reader),
                 Input::Message(message)
                     if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow =>
@@ -357,7 +358,8 @@ impl Driver {
             MemberChange::Promote(id) => {
                 let log = &self.node.raft.raft_log;
                 let matched = self.node.raft.prs().get(id).map_or(0, |progress| progress.matched);
-                if matched + CAUGHT_UP < log.committed {
+                // One that has nothing yet may not even be there.
+                if matched == 0 || matched + CAUGHT_UP < log.committed {
                     return refuse(format!("member {id} has {matched} of {} log entries so far", log.committed));
                 }
                 (id, ConfChangeType::AddNode)
@@ -549,11 +551,11 @@ impl Driver {
         let single = raft.prs().iter().all(|(&id, _)| id == raft.id);
         let alone = leads && single && self.applied >= raft.raft_log.committed;
         self.shared.gauges.role(self.leader, raft.term, alone);
+        self.tell_group();
         if alone && let Some(opened) = self.opened.take() {
             let _ = opened.send(());
         }
         self.readers.applied(self.applied);
-        self.tell_group();
     }
 
     /// Answers whether this member has just become the leader.

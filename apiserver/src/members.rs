@@ -1,0 +1,380 @@
+//! Servers that come and go: a further one joins as a learner and gets a vote when it has caught up; one that is removed
+//! is told so. Every change is made by the server that leads; the others pass it on.
+//!
+//! Invariant: a member's number is never used twice, and one that has been removed never comes back.
+//! Invariant: at one address there is one member at most.
+
+use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use api::status::{Reason, Status};
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use store::{Compare, Group, MemberChange, MemberInfo, Op, Txn, member_key};
+use tokio::time::Instant;
+
+use crate::{
+    App, Config, advertise_address,
+    authenticate::{Identity, MASTERS, bearer},
+    body, clock, entropy, hostname,
+    join::same_secret,
+    negotiate::Form,
+    objects::store_failure,
+    peers, pki, present,
+};
+
+pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
+
+/// How long a change of members is tried: an election may lie in between.
+const CHANGE_WAIT: Duration = Duration::from_secs(20);
+/// Between two attempts, and two looks at whether a learner has caught up.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a server says that wants to join.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Application {
+    pub name: String,
+    pub url: String,
+    /// Its flags of these names. They are the whole cluster's, so they must be the same on every server.
+    #[serde(rename = "clusterCIDR")]
+    pub cluster_cidr: String,
+    #[serde(rename = "serviceCIDR")]
+    pub service_cidr: String,
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: String,
+}
+
+impl Application {
+    /// Of a server with these settings.
+    pub fn of(config: &Config) -> Application {
+        let address = advertise_address(config);
+        Application {
+            name: hostname().unwrap_or_else(|| address.to_string()),
+            url: format!("https://{}", SocketAddr::new(address, config.bind.port())),
+            cluster_cidr: config.cluster_cidr.clone(),
+            service_cidr: config.service_cidr.clone(),
+            cluster_dns: config.cluster_dns.to_string(),
+        }
+    }
+}
+
+/// What it is answered.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Admission {
+    /// In hexadecimal, as JSON's numbers are too short.
+    pub member: String,
+    /// Under the data directory, by name: what makes it one of this cluster's servers.
+    pub files: BTreeMap<String, String>,
+}
+
+/// Lets a further server in.
+pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let wanted = app.pki.server_token.to_string();
+    let given = bearer(request.headers());
+    if !given.is_some_and(|given| same_secret(given, &wanted)) && !identity.in_group(MASTERS) {
+        let agents = given.is_some_and(|given| same_secret(given, &app.pki.join_token.to_string()));
+        let why = if agents {
+            "this --token is the agents': a server needs the one in the file server-token of another server's data directory"
+        } else {
+            "--token is wrong: a server needs the one in the file server-token of another server's data directory"
+        };
+        return Err(Status::new(Reason::Unauthorized, why));
+    }
+    let bytes = body::read(request.into_body()).await?;
+    let application: Application = serde_json::from_slice(&bytes)
+        .map_err(|e| Status::bad_request(format!("the request to join cannot be read: {e}")))?;
+    if let Some(answer) = pass_on(app, (Method::POST, SERVERS_PATH), bytes).await? {
+        return Ok(present::bytes(StatusCode::OK, "application/json", answer));
+    }
+    same_networks(app, &application)?;
+    let id = add(app, application).await?;
+    let files = pki::shared_files(&app.data_dir).map_err(Status::internal)?;
+    let admission = Admission { member: format!("{id:016x}"), files };
+    Ok(present::value(StatusCode::OK, Form::JSON, &json!(admission)))
+}
+
+fn same_networks(app: &App, application: &Application) -> Result<(), Status> {
+    for (flag, ours, theirs) in [
+        ("cluster-cidr", app.network.cluster_cidr.to_string(), &application.cluster_cidr),
+        ("service-cidr", app.ranges.services.to_string(), &application.service_cidr),
+        ("cluster-dns", app.ranges.dns.to_string(), &application.cluster_dns),
+    ] {
+        if ours != *theirs {
+            return Err(Status::bad_request(format!("--{flag} {theirs}: this cluster has {ours}; give the same")));
+        }
+    }
+    Ok(())
+}
+
+/// Removes a server, by its name, its address or its number.
+pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
+    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
+        return Ok(present::bytes(StatusCode::OK, "application/json", answer));
+    }
+    let known = app.store.snapshot().members();
+    let is_meant = |id: u64, info: &MemberInfo| {
+        let host = info.peer_urls.iter().any(|url| url == which || host(url) == Some(which));
+        !info.removed && (info.name == which || host || format!("{id:016x}") == which)
+    };
+    let meant: Vec<u64> = known.iter().filter(|(id, info)| is_meant(**id, info)).map(|(id, _)| *id).collect();
+    let [id] = meant[..] else {
+        let names: Vec<&str> = known.values().filter(|info| !info.removed).map(|info| info.name.as_str()).collect();
+        let what = if meant.is_empty() { "is no server of this cluster" } else { "is the name of several servers" };
+        let message = format!("{which:?} {what}; its servers are {}", names.join(", "));
+        return Err(Status::new(Reason::NotFound, message));
+    };
+    let _one = app.changing.lock().await;
+    take_out(app, id).await?;
+    Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": format!("{id:016x}")})))
+}
+
+fn host(url: &str) -> Option<&str> {
+    let authority = url.strip_prefix("https://")?;
+    Some(authority.rsplit_once(':')?.0.trim_matches(['[', ']']))
+}
+
+/// The cluster's servers, and how this one is.
+pub fn status(app: &App) -> Response<Body> {
+    let (status, group) = (app.store.status(), app.store.group().borrow().clone());
+    let known = app.store.snapshot().members();
+    let addresses = app.peers.addresses(&known);
+    let member = |id: u64| {
+        let info = known.get(&id);
+        json!({
+            "id": format!("{id:016x}"),
+            "name": info.map(|info| info.name.as_str()),
+            "url": addresses.get(&id),
+            "voter": group.voters.contains(&id),
+            // Only who leads hears of all the others.
+            "heard": group.leads().then(|| id == group.member_id || group.active.contains(&id)),
+        })
+    };
+    present::value(
+        StatusCode::OK,
+        Form::JSON,
+        &json!({
+            "id": format!("{:016x}", status.member_id),
+            "leader": format!("{:016x}", status.leader_id),
+            "term": status.term,
+            "revision": status.revision,
+            "appliedIndex": status.applied_index,
+            "keys": status.keys,
+            "logBytes": status.log_bytes,
+            "ready": app.is_ready(),
+            "members": group.ids().map(member).collect::<Vec<_>>(),
+        }),
+    )
+}
+
+/// Has the server that leads answer, where that is another one.
+async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<Option<Bytes>, Status> {
+    let group = app.store.group().borrow().clone();
+    if group.leads() {
+        return Ok(None);
+    }
+    let addresses = app.peers.addresses(&app.store.snapshot().members());
+    let leader = addresses.get(&group.leader_id).ok_or_else(no_leader)?;
+    peers::post(app, leader, request, body).await.map(Some)
+}
+
+fn no_leader() -> Status {
+    Status::service_unavailable("no server leads the cluster at the moment").retry_after(1)
+}
+
+/// Makes a new member of whoever is at an address, in the place of whoever was there before.
+async fn add(app: &App, application: Application) -> Result<u64, Status> {
+    let _one = app.changing.lock().await;
+    let Application { name, url, .. } = application;
+    let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);
+    let known = app.store.snapshot().members();
+    for (&before, _) in known.iter().filter(|(_, info)| here(info)) {
+        if before == app.store.status().member_id {
+            return Err(Status::bad_request(format!(
+                "{url} is the address of this very server: give the new one its own by --advertise-address or --bind"
+            )));
+        }
+        tracing::info!(
+            member = format!("{before:016x}"),
+            url,
+            "a new server takes the place of one with an empty disk"
+        );
+        take_out(app, before).await?;
+    }
+    let id = entropy::number().max(1);
+    let info = MemberInfo { name, peer_urls: vec![url.clone()], ..MemberInfo::default() };
+    write(app, id, &info).await?;
+    change(app, MemberChange::AddLearner(id), |group| group.has(id)).await?;
+    tracing::info!(member = format!("{id:016x}"), url, "a server has joined");
+    Ok(id)
+}
+
+/// Removes a member, and leaves word of it.
+async fn take_out(app: &App, id: u64) -> Result<(), Status> {
+    change(app, MemberChange::Remove(id), |group| !group.has(id)).await?;
+    let known = app.store.snapshot().members().remove(&id).unwrap_or_default();
+    write(app, id, &MemberInfo { removed: true, ..known }).await?;
+    tracing::info!(member = format!("{id:016x}"), "a server was removed");
+    Ok(())
+}
+
+async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
+    let put = Op::Put { key: member_key(id), value: info.encode(), lease: None };
+    app.store.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop).map_err(store_failure)
+}
+
+/// Makes one change, however often it takes, until `done` is true of the group.
+async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) -> Result<(), Status> {
+    let deadline: Instant = clock::instant() + CHANGE_WAIT;
+    let mut group = app.store.group();
+    loop {
+        let refused = match app.store.change_members(change).await {
+            // In force, but perhaps not told yet to those who look at the group next.
+            Ok(()) => return group.wait_for(&done).await.map(drop).map_err(|_| no_leader()),
+            Err(error @ store::Error::InvalidChange { .. }) => Some(Status::bad_request(error.to_string())),
+            Err(error @ (store::Error::Fatal { .. } | store::Error::Closed)) => return Err(store_failure(error)),
+            // An earlier change is under way, another server leads, or nobody knows what came of it.
+            Err(_) => None,
+        };
+        let now = group.borrow().clone();
+        match refused {
+            _ if done(&now) => return Ok(()),
+            Some(status) => return Err(status),
+            None if !now.leads() || clock::instant() > deadline => return Err(no_leader()),
+            None => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Writes down where this server is, if that is not what is written.
+pub async fn announce(app: &App) -> Result<(), Status> {
+    let id = app.store.status().member_id;
+    let info = MemberInfo {
+        name: app.name.clone(),
+        peer_urls: vec![app.url()],
+        client_urls: app.etcd_urls.clone(),
+        removed: false,
+    };
+    let key = member_key(id);
+    let (written, revision) = {
+        let snapshot = app.store.snapshot();
+        (snapshot.members().remove(&id), snapshot.get(&key).map_or(0, |kv| kv.mod_revision))
+    };
+    if written.as_ref().is_some_and(|written| *written == info || written.removed) {
+        return Ok(());
+    }
+    let compare = vec![Compare::ModRevision { key: key.clone(), equals: revision }];
+    let put = Op::Put { key, value: info.encode(), lease: None };
+    let txn = Txn { compare, then: vec![put], ..Txn::default() };
+    app.store.txn(txn).await.map(drop).map_err(store_failure)
+}
+
+/// While this server leads: gives learners that have caught up their vote, and leaves word for those removed.
+pub async fn tend(app: Arc<App>) {
+    let mut group = app.store.group();
+    loop {
+        let now = group.borrow_and_update().clone();
+        if now.leads() {
+            for id in now.learners.iter().copied().filter(|id| now.active.contains(id)) {
+                // One that has not caught up is refused, and asked about again.
+                if app.store.change_members(MemberChange::Promote(id)).await.is_ok() {
+                    tracing::info!(member = format!("{id:016x}"), "a server has caught up and has a vote now");
+                }
+            }
+            if let Err(status) = tidy(&app).await {
+                tracing::debug!(why = status.message, "the list of servers is not tidy yet");
+            }
+        }
+        let pause = async {
+            if now.leads() && !now.learners.is_empty() {
+                tokio::time::sleep(PAUSE).await
+            } else {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            changed = group.changed() => if changed.is_err() { return },
+            () = pause => {}
+        }
+    }
+}
+
+/// A change that was cut off half-way may have left a member written down that is none.
+async fn tidy(app: &App) -> Result<(), Status> {
+    let _one = app.changing.lock().await;
+    let group = app.store.group().borrow().clone();
+    let known = app.store.snapshot().members();
+    for (&id, info) in known.iter().filter(|(id, info)| !info.removed && !group.has(**id)) {
+        write(app, id, &MemberInfo { removed: true, ..info.clone() }).await?;
+    }
+    Ok(())
+}
+
+/// Ends the server where it has been removed from the group: it must not seem to be one of its servers.
+pub async fn notice_removal(app: Arc<App>) {
+    let mut group = app.store.group();
+    let me = app.store.status().member_id;
+    let _ = group.wait_for(|group| group.has(me)).await;
+    if group.wait_for(|group| group.leader_id != 0 && !group.has(me)).await.is_ok() {
+        // The others may need to hear from this one that it is gone.
+        tokio::time::sleep(PAUSE * 20).await;
+        app.store
+            .fail("this server has been removed from its cluster: to join again it needs an empty --data-dir".into());
+    }
+}
+
+/// Makes the files of a server that has been let in.
+pub fn admit(data_dir: &Path, admission: &Admission) -> Result<u64, String> {
+    let id = u64::from_str_radix(&admission.member, 16).map_err(|_| "the server names no member".to_owned())?;
+    let tls = data_dir.join("tls");
+    pki::create_dir(&tls).map_err(|error| error.to_string())?;
+    for (name, content) in &admission.files {
+        if !pki::SHARED.contains(&name.as_str()) {
+            return Err(format!("the server sends a file {name:?}, which is none of a server's"));
+        }
+        let path = data_dir.join(name);
+        write_once(&path, content)?;
+    }
+    Ok(id)
+}
+
+fn write_once(path: &Path, content: &str) -> Result<(), String> {
+    match fs::read_to_string(path) {
+        Ok(there) if there == content => Ok(()),
+        Ok(_) => Err(format!("{} is of another cluster: join with an empty --data-dir", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            pki::write_private(path, content.as_bytes()).map_err(|error| format!("write {}: {error}", path.display()))
+        }
+        Err(error) => Err(format!("read {}: {error}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_addresses() {
+        assert_eq!(host("https://10.0.0.1:6443"), Some("10.0.0.1"));
+        assert_eq!(host("https://[fd00::1]:6443"), Some("fd00::1"));
+        assert_eq!(host("10.0.0.1"), None);
+    }
+
+    #[test]
+    fn files_of_another_cluster_are_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let admission = |ca: &str| Admission {
+            member: "00000000000000ff".into(),
+            files: [("tls/ca.crt".to_owned(), ca.to_owned())].into(),
+        };
+        assert_eq!(admit(dir.path(), &admission("a")), Ok(255));
+        assert_eq!(admit(dir.path(), &admission("a")), Ok(255), "a second attempt");
+        assert!(admit(dir.path(), &admission("b")).unwrap_err().contains("tls/ca.crt is of another cluster"));
+        let foreign = Admission { member: "1".into(), files: [("../x".to_owned(), String::new())].into() };
+        assert!(admit(dir.path(), &foreign).unwrap_err().contains("\"../x\""));
+    }
+}

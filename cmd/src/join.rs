@@ -1,0 +1,41 @@
+//! How a server becomes a further one of a cluster: it shows the servers' token, and gets its number and the cluster's keys.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+use apiserver::{Admission, Application, SERVERS_PATH, admit};
+use node::join::{Refusal, Token, ask};
+
+/// Between two rounds over all the servers named.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Joins the cluster of `servers`, as long as it takes, and makes the store of a member in `store_dir`.
+pub async fn join(
+    servers: &[String],
+    token: &str,
+    (data_dir, store_dir): (&Path, &Path),
+    us: Application,
+) -> Result<()> {
+    let token = Token::parse(token).map_err(|error| anyhow!("--token: {error}"))?;
+    let request = serde_json::to_value(&us)?;
+    let mut told = String::new();
+    let answer = 'joined: loop {
+        for server in servers {
+            match ask(server.trim_end_matches('/'), &token, (SERVERS_PATH, &request)).await {
+                Ok(answer) => break 'joined answer,
+                Err(Refusal::Never(error)) => bail!("join {server}: {error}"),
+                // The same complaint once, not every few seconds.
+                Err(Refusal::Later(why) | Refusal::Taken(why)) if why != told => {
+                    tracing::warn!(server, why, "the cluster cannot be joined yet; trying on");
+                    told = why;
+                }
+                Err(Refusal::Later(_) | Refusal::Taken(_)) => {}
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let admission: Admission = serde_json::from_str(&answer).context("read the answer to the request to join")?;
+    let id = admit(data_dir, &admission).map_err(anyhow::Error::msg)?;
+    // Last: a directory with a store is one of a server that has joined.
+    store::prepare_join(store_dir, id).context("make the store of a server that joins")
+}

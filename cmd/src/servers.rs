@@ -1,0 +1,94 @@
+//! `minik8s status` and `minik8s remove`: the cluster's servers.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::{ask::Running, flags::DataDir};
+
+const STATUS: &str = "/minik8s/v1/status";
+
+pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> Result<()> {
+    let server = Running::find(&data.data_dir, kubeconfig)?;
+    let answer = server.ask(Method::GET, STATUS, "its status").await?;
+    let status: Value = serde_json::from_slice(&answer).context("read the server's status")?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+        return Ok(());
+    }
+    print!("{}", table(&status));
+    Ok(())
+}
+
+pub async fn remove(data: DataDir, kubeconfig: Option<PathBuf>, which: String) -> Result<()> {
+    let server = Running::find(&data.data_dir, kubeconfig)?;
+    let path = format!("{}/{}", apiserver::SERVERS_PATH, encode(&which));
+    server.ask(Method::DELETE, &path, &format!("the removal of {which}")).await?;
+    println!("{which} is no server of the cluster any more");
+    Ok(())
+}
+
+/// For one part of a path: what is not plain is written as its bytes.
+fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// A line for each server.
+fn table(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let mut rows = vec![["NAME", "ADDRESS", "ROLE", "HEARD", "ID"].map(str::to_owned)];
+    for member in status["members"].as_array().into_iter().flatten() {
+        let role = match (member["id"] == status["leader"], member["voter"] == true) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        let heard = match member["heard"].as_bool() {
+            Some(true) => "yes",
+            Some(false) => "no",
+            // Only the leader knows.
+            None => "?",
+        };
+        rows.push([
+            text(&member["name"]),
+            text(&member["url"]),
+            role.to_owned(),
+            heard.to_owned(),
+            text(&member["id"]),
+        ]);
+    }
+    let mut widths = [0; 5];
+    for row in &rows {
+        widths.iter_mut().zip(row).for_each(|(width, cell)| *width = (*width).max(cell.len()));
+    }
+    let line = |row: &[String; 5]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("   ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_line_for_each_server() {
+        let status = json!({"leader": "01", "members": [
+            {"id": "01", "name": "a", "url": "https://10.0.0.1:6443", "voter": true, "heard": true},
+            {"id": "0f", "name": null, "url": null, "voter": false, "heard": false},
+        ]});
+        assert_eq!(
+            table(&status),
+            "NAME   ADDRESS                 ROLE      HEARD   ID\n\
+             a      https://10.0.0.1:6443   leader    yes     01\n\
+             ?      ?                       learner   no      0f\n"
+        );
+        assert_eq!(encode("https://[::1]:6443"), "https%3A%2F%2F%5B%3A%3A1%5D%3A6443");
+    }
+}
