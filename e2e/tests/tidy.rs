@@ -25,6 +25,8 @@ const PURE: &[&str] = &[
     "apiserver/src/admit.rs",
     "apiserver/src/allocate.rs",
     "apiserver/src/authorize.rs",
+    "apiserver/src/encryption/envelope.rs",
+    "apiserver/src/encryption/record.rs",
     "apiserver/src/filter.rs",
     "apiserver/src/keys.rs",
     "apiserver/src/negotiate.rs",
