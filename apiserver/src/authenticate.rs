@@ -7,9 +7,8 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use store::Store;
 
-use crate::{clock, pki::TokenKey};
+use crate::{clock, encryption::Vault, pki::TokenKey};
 
 pub const MASTERS: &str = "system:masters";
 pub const NODES: &str = "system:nodes";
@@ -99,12 +98,12 @@ pub struct Reference {
 
 /// The identity behind a request. `Ok` with [`Identity::anonymous`] when it shows no credentials; credentials that do
 /// not hold are an error even where nobody needs any.
-pub fn authenticate(peer: &Peer, headers: &HeaderMap, keys: &TokenKey, store: &Store) -> Result<Arc<Identity>, Status> {
+pub fn authenticate(peer: &Peer, headers: &HeaderMap, keys: &TokenKey, store: &Vault) -> Result<Arc<Identity>, Status> {
     let identity = match peer {
         Peer::InProcess(identity) | Peer::Tls(Some(identity)) => identity.clone(),
         Peer::Tls(None) => match bearer(headers) {
             Some(token) => {
-                Arc::new(service_account(token, keys, store, clock::seconds()).ok_or_else(Status::unauthorized)?)
+                Arc::new(service_account(token, keys, store, clock::seconds())?.ok_or_else(Status::unauthorized)?)
             }
             None => Arc::new(Identity::anonymous()),
         },
@@ -175,21 +174,25 @@ pub fn verify(token: &str, keys: &TokenKey, now: i64) -> Option<Claims> {
         .then_some(claims)
 }
 
-fn service_account(token: &str, keys: &TokenKey, store: &Store, now: i64) -> Option<Identity> {
-    let Claims { bound, .. } = verify(token, keys, now)?;
+fn service_account(token: &str, keys: &TokenKey, store: &Vault, now: i64) -> Result<Option<Identity>, Status> {
+    let Some(Claims { bound, .. }) = verify(token, keys, now) else { return Ok(None) };
     let Bound { namespace, serviceaccount: Reference { name, uid }, pod } = bound;
     let snapshot = store.snapshot();
     let alive = |resource: &str, name: &str, uid: &str| {
         let key = format!("/registry/{resource}/{namespace}/{name}");
-        let object: Value = serde_json::from_slice(&snapshot.get(key.as_bytes())?.value).ok()?;
-        (object["metadata"]["uid"] == uid).then_some(())
+        let Some(kv) = snapshot.get(key.as_bytes())? else { return Ok(false) };
+        let object: Value = serde_json::from_slice(&kv.value).unwrap_or_default();
+        Ok::<_, Status>(object["metadata"]["uid"] == uid)
     };
-    alive("serviceaccounts", &name, &uid)?;
+    let mut all_alive = alive("serviceaccounts", &name, &uid)?;
     if let Some(pod) = pod {
-        alive("pods", &pod.name, &pod.uid)?;
+        all_alive = all_alive && alive("pods", &pod.name, &pod.uid)?;
+    }
+    if !all_alive {
+        return Ok(None);
     }
     let groups = vec![SERVICE_ACCOUNTS.into(), format!("{SERVICE_ACCOUNTS}:{namespace}"), AUTHENTICATED.into()];
-    Some(Identity { user: format!("system:serviceaccount:{namespace}:{name}"), groups, uid })
+    Ok(Some(Identity { user: format!("system:serviceaccount:{namespace}:{name}"), groups, uid }))
 }
 
 #[cfg(test)]

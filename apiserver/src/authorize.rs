@@ -52,7 +52,13 @@ pub fn authorize(identity: &Identity, route: &Route) -> Verdict {
                 Verdict::Allow
             }
         }
-        Route::Snapshot | Route::Status | Route::Server { .. } | Route::Raft | Route::RaftSnapshot => Verdict::Deny,
+        Route::Snapshot
+        | Route::Encryption
+        | Route::RotateEncryption
+        | Route::Status
+        | Route::Server { .. }
+        | Route::Raft
+        | Route::RaftSnapshot => Verdict::Deny,
         Route::Resource(target) => match identity.node() {
             Some(node) => node_may(node, target),
             None => Verdict::Deny,
@@ -137,6 +143,9 @@ mod tests {
             (&anonymous, "GET", "/readyz", "yes"),
             (&anonymous, "POST", "/minik8s/v1/join", "yes"),
             (&anonymous, "GET", "/minik8s/v1/snapshot", "no"),
+            (&master, "POST", "/minik8s/v1/encryption/rotate", "yes"),
+            (&node, "POST", "/minik8s/v1/encryption/rotate", "no"),
+            (&account, "GET", "/minik8s/v1/encryption", "no"),
             (&anonymous, "GET", "/apis", "no"),
             (&anonymous, "GET", "/api/v1/pods", "no"),
             (&account, "GET", "/apis", "yes"),

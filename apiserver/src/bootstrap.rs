@@ -37,16 +37,13 @@ pub async fn begin(app: &App, advertised: Advertised) -> Result<(), Error> {
     loop {
         let ended = |what: store::Error| Error::Bootstrap { object: "store".into(), what: what.to_string() };
         let tried = match app.store.read_barrier().await {
-            Ok(()) => match members::announce(app).await {
-                Ok(()) => run(app, advertised).await,
-                Err(status) => Err(Error::Bootstrap { object: "this server".into(), what: status.message }),
-            },
+            Ok(()) => attempt(app, advertised).await,
             Err(fatal @ (store::Error::Fatal { .. } | store::Error::Closed)) => return Err(ended(fatal)),
             Err(error) => Err(ended(error)),
         };
         match tried {
             // A lone server has nobody to wait for.
-            Err(Error::Bootstrap { what, .. }) if app.store.group().borrow().ids().count() != 1 => {
+            Err(Error::Bootstrap { what, .. }) if app.store.raw().group().borrow().ids().count() != 1 => {
                 if waiting == Wait::Unsaid {
                     tracing::warn!(what, "waiting for a majority of the cluster's servers");
                     waiting = Wait::Said;
@@ -56,6 +53,13 @@ pub async fn begin(app: &App, advertised: Advertised) -> Result<(), Error> {
             tried => return tried,
         }
     }
+}
+
+async fn attempt(app: &App, advertised: Advertised) -> Result<(), Error> {
+    let announced = members::announce(app).await;
+    announced.map_err(|status| Error::Bootstrap { object: "this server".into(), what: status.message })?;
+    app.store.begin(&app.data_dir).await?;
+    run(app, advertised).await
 }
 
 #[derive(PartialEq)]
@@ -75,7 +79,7 @@ pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
         return Ok(());
     }
     // Who leads knows which of the others are there.
-    if !app.store.group().borrow().leads() {
+    if !app.store.raw().group().borrow().leads() {
         return Ok(());
     }
     let addresses = addresses(app, advertised);
@@ -86,8 +90,8 @@ pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {
 /// Where the API is served: by this server, and by those others that it hears of. Endpoints of one service share a port, so
 /// a server at another one is reached by those only who know it.
 fn addresses(app: &App, advertised: Advertised) -> Vec<IpAddr> {
-    let group = app.store.group().borrow().clone();
-    let known = app.peers.addresses(&app.store.snapshot().members());
+    let group = app.store.raw().group().borrow().clone();
+    let known = app.peers.addresses(&app.store.raw().snapshot().members());
     let there = known.iter().filter(|(id, _)| group.active.contains(id));
     let address = |(_, url): (_, &String)| url.strip_prefix("https://")?.parse::<SocketAddr>().ok();
     let others = there.filter_map(address).filter(|address| address.port() == advertised.port);
@@ -101,7 +105,9 @@ fn addresses(app: &App, advertised: Advertised) -> Vec<IpAddr> {
 fn same_range(app: &App) -> Result<(), Error> {
     let (kind, _) = object("", "services", json!({}))?;
     let first = app.ranges.services.nth(1).to_string();
-    let stored = app.find(kind, "default", "kubernetes");
+    let stored = app
+        .find(kind, "default", "kubernetes")
+        .map_err(|status| Error::Bootstrap { object: "services kubernetes".into(), what: status.message })?;
     let address = stored.as_ref().and_then(|s| s["spec"]["clusterIP"].as_str()).unwrap_or(&first);
     if address == first {
         return Ok(());
@@ -113,7 +119,7 @@ fn same_range(app: &App) -> Result<(), Error> {
 /// Makes again what somebody deletes or changes, for as long as the server runs.
 pub async fn keep(app: Arc<App>, advertised: Advertised) {
     let Some(ranges) = watched() else { return };
-    let mut group = app.store.group();
+    let mut group = app.store.raw().group();
     loop {
         group.mark_unchanged();
         let watch = |range: &keys::Range| app.store.watch(range.start.clone(), range.end.clone(), 0);
@@ -195,7 +201,8 @@ fn fail(kind: &Kind, object: &Value, status: Status) -> Error {
 
 async fn ensure(app: &App, group: &str, plural: &str, namespace: &str, value: Value) -> Result<(), Error> {
     let (kind, value) = object(group, plural, value)?;
-    if app.find(kind, namespace, api::meta::name(&value)).is_some() {
+    let found = app.find(kind, namespace, api::meta::name(&value));
+    if found.map_err(|status| fail(kind, &value, status))?.is_some() {
         return Ok(());
     }
     match app.create(kind, namespace, value.clone(), DryRun::No).await {

@@ -11,6 +11,12 @@ pub enum Error {
     #[error("{} is damaged ({what}): restore it from a backup, or remove it to have a new one made", path.display())]
     Damaged { path: PathBuf, what: String },
 
+    #[error("{} {what}: without it nobody can read what is encrypted in this cluster, so put it back, from another server or from a snapshot", path.display())]
+    EncryptionKey { path: PathBuf, what: &'static str },
+
+    #[error("cannot read the keys of what is encrypted in the store: {what}")]
+    Encryption { what: String },
+
     #[error("cannot issue a certificate for {subject}")]
     Issue { subject: String, source: rcgen::Error },
 

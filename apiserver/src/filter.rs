@@ -1,6 +1,6 @@
 //! Which objects a list or a watch shows.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use api::{
     registry::Kind,
@@ -8,6 +8,7 @@ use api::{
     status::Status,
 };
 use bytes::Bytes;
+use store::KeyValue;
 
 use crate::{keys, query::Query, route::Target, stored};
 use stored::Parsed;
@@ -54,6 +55,20 @@ impl Filter {
     /// Whether everything in the range is shown.
     pub fn is_everything(&self) -> bool {
         self.labels.is_everything() && self.fields.is_none()
+    }
+
+    /// Those of some values that are shown. The first one that cannot be read is an error in its place.
+    pub fn shown<'a>(
+        &self,
+        parsed: &Parsed,
+        values: impl Iterator<Item = Result<Cow<'a, Arc<KeyValue>>, Status>>,
+    ) -> impl Iterator<Item = Result<Arc<KeyValue>, Status>> {
+        let everything = self.is_everything();
+        values.filter_map(move |kv| match kv {
+            Ok(kv) if everything || self.matches(parsed, &kv.value, kv.mod_revision) => Some(Ok(kv.into_owned())),
+            Ok(_) => None,
+            Err(status) => Some(Err(status)),
+        })
     }
 
     pub fn matches(&self, parsed: &Parsed, value: &Bytes, revision: u64) -> bool {

@@ -52,7 +52,7 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
         )));
     }
     let nodes = by_plural("", "v1", "nodes").ok_or_else(Status::no_such_resource)?;
-    if let Some(other) = app.find(nodes, "", node_name).as_ref().and_then(|node| alive_elsewhere(node, *node_ip)) {
+    if let Some(other) = app.find(nodes, "", node_name)?.as_ref().and_then(|node| alive_elsewhere(node, *node_ip)) {
         let why = format!("a node of this name is alive at {other}: choose another with --node-name, or stop that one");
         return Err(Status::conflict_because(nodes, node_name, &why));
     }

@@ -7,6 +7,9 @@ use store::prefix_end;
 /// Everything that is an object.
 pub const REGISTRY: &str = "/registry/";
 
+/// What is known of the keys of encrypted values. It is no object, and no client of the API sees it.
+pub const ENCRYPTION: &str = "/minik8s/encryption/keys";
+
 /// A half-open range of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -52,6 +55,12 @@ pub fn names<'a>(kind: &Kind, key: &'a [u8]) -> (&'a str, &'a str) {
     if kind.namespaced() { rest.split_once('/').unwrap_or_default() } else { ("", rest) }
 }
 
+/// The resource of the objects behind a key, such as `deployments.apps`.
+pub fn resource(key: &[u8]) -> &str {
+    let key = std::str::from_utf8(key).unwrap_or_default();
+    key.strip_prefix(REGISTRY).and_then(|rest| rest.split_once('/')).map_or("", |(resource, _)| resource)
+}
+
 /// Says that a service has this address; the value is `namespace/name`.
 pub fn cluster_ip(ip: std::net::IpAddr) -> Bytes {
     format!("/allocations/clusterip/{ip}").into()
@@ -74,6 +83,8 @@ mod tests {
         let key = object(kind("nodes"), "", "n");
         assert_eq!(key, "/registry/nodes/n");
         assert_eq!(names(kind("nodes"), &key), ("", "n"));
+        assert_eq!((resource(&key), resource(b"/registry/deployments.apps/n/d")), ("nodes", "deployments.apps"));
+        assert_eq!(resource(b"/allocations/nodeport/1"), "");
         let range = collection(kind("pods"), "a");
         assert_eq!((&range.start[..], &range.end[..]), (&b"/registry/pods/a/"[..], &b"/registry/pods/a0"[..]));
         assert_eq!(Range::key(key).end, "/registry/nodes/n\0");

@@ -7,7 +7,8 @@
 //! - [`handlers`]: ONE generic set for all kinds, and the few special subresources; [`options`], [`filter`],
 //!   [`negotiate`] and [`body`] read what a request says
 //! - [`admit`] and [`allocate`]: what will be stored, as pure functions
-//! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store
+//! - [`objects`]: read, decide, commit, and try again; [`keys`] and [`stored`] are the form in the store, and
+//!   [`encryption`] is between them and the store
 //! - [`present`] writes the answers
 //!
 //! Beside them: [`discovery`], [`join`] (how nodes come), [`members`] (how further servers come and go) over [`peers`] (the wire
@@ -15,6 +16,7 @@
 //!
 //! Invariants:
 //! - Every write is a transaction that compares what was read, so several servers over one store are safe.
+//! - Nothing but [`encryption`] reads values of the store itself.
 //! - A stored value never has a `resourceVersion`; reading one is a splice of bytes, without a parse.
 //! - Nothing here keeps state that another server would need: what must be shared is in the store.
 
@@ -50,6 +52,7 @@ mod body;
 mod bootstrap;
 mod clock;
 mod discovery;
+mod encryption;
 mod entropy;
 mod error;
 mod filter;
@@ -84,6 +87,7 @@ pub use snapshot::{Snapshot, Snapshots, Taken};
 
 use allocate::{Cidr, Ranges};
 use bootstrap::Advertised;
+use encryption::Vault;
 use pki::Pki;
 
 /// What `/version` says: the Kubernetes release whose API this is, and our own.
@@ -110,6 +114,8 @@ pub struct Config {
     pub peers: Arc<Peers>,
     /// Where the etcd API is served, for those who ask for the group's members.
     pub etcd_urls: Vec<String>,
+    /// Resources whose objects are encrypted in the store, such as `secrets` or `deployments.apps`.
+    pub encrypt: Vec<String>,
 }
 
 /// Addresses that nodes are told when they join.
@@ -120,7 +126,7 @@ struct Network {
 /// What requests share.
 struct App {
     data_dir: PathBuf,
-    store: Store,
+    store: Arc<Vault>,
     pki: Pki,
     tls: watch::Receiver<Tls>,
     ranges: Ranges,
@@ -157,11 +163,11 @@ impl App {
     }
 
     fn snapshots(&self) -> Snapshots {
-        Snapshots { data_dir: self.data_dir.clone(), store: self.store.clone() }
+        Snapshots { data_dir: self.data_dir.clone(), store: self.store.raw().clone() }
     }
 
     fn has_leader(&self) -> bool {
-        self.store.status().leader_id != 0
+        self.store.raw().status().leader_id != 0
     }
 
     /// Where other servers reach this one.
@@ -199,6 +205,7 @@ impl Server {
         let address = listener.local_addr().map_err(|source| Error::Listen { address: config.bind, source })?;
         let advertised = Advertised { address: advertise_address(&config), port: address.port() };
         let (pki, tls) = load_pki(&config, advertised, &ranges)?;
+        let store = Arc::new(Vault::new(store, &config.data_dir, &config.encrypt)?);
         let (tls_sender, tls) = watch::channel(tls);
         let (stop_sender, stop) = watch::channel(false);
         let app = Arc::new(App {
@@ -229,6 +236,7 @@ impl Server {
         server.tasks.spawn(peers::run(server.app.clone()));
         server.tasks.spawn(members::notice_removal(server.app.clone()));
         bootstrap::begin(&server.app, advertised).await?;
+        server.tasks.spawn(encryption::rotate::run(server.app.store.clone()));
         server.tasks.spawn(members::tend(server.app.clone()));
         server.tasks.spawn(bootstrap::keep(server.app.clone(), advertised));
         server.app.ready.store(true, Ordering::Release);

@@ -116,7 +116,7 @@ pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
-    let known = app.store.snapshot().members();
+    let known = app.store.raw().snapshot().members();
     let is_meant = |id: u64, info: &MemberInfo| {
         let host = info.peer_urls.iter().any(|url| url == which || host(url) == Some(which));
         !info.removed && (info.name == which || host || format!("{id:016x}") == which)
@@ -140,8 +140,8 @@ fn host(url: &str) -> Option<&str> {
 
 /// The cluster's servers, and how this one is.
 pub fn status(app: &App) -> Response<Body> {
-    let (status, group) = (app.store.status(), app.store.group().borrow().clone());
-    let known = app.store.snapshot().members();
+    let (status, group) = (app.store.raw().status(), app.store.raw().group().borrow().clone());
+    let known = app.store.raw().snapshot().members();
     let addresses = app.peers.addresses(&known);
     let member = |id: u64| {
         let info = known.get(&id);
@@ -172,12 +172,12 @@ pub fn status(app: &App) -> Response<Body> {
 }
 
 /// Has the server that leads answer, where that is another one.
-async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<Option<Bytes>, Status> {
-    let group = app.store.group().borrow().clone();
+pub async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<Option<Bytes>, Status> {
+    let group = app.store.raw().group().borrow().clone();
     if group.leads() {
         return Ok(None);
     }
-    let addresses = app.peers.addresses(&app.store.snapshot().members());
+    let addresses = app.peers.addresses(&app.store.raw().snapshot().members());
     let leader = addresses.get(&group.leader_id).ok_or_else(no_leader)?;
     peers::post(app, leader, request, body).await.map(Some)
 }
@@ -191,9 +191,9 @@ async fn add(app: &App, application: Application) -> Result<u64, Status> {
     let _one = app.changing.lock().await;
     let Application { name, url, .. } = application;
     let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);
-    let known = app.store.snapshot().members();
+    let known = app.store.raw().snapshot().members();
     for (&before, _) in known.iter().filter(|(_, info)| here(info)) {
-        if before == app.store.status().member_id {
+        if before == app.store.raw().status().member_id {
             return Err(Status::bad_request(format!(
                 "{url} is the address of this very server: give the new one its own by --advertise-address or --bind"
             )));
@@ -216,7 +216,7 @@ async fn add(app: &App, application: Application) -> Result<u64, Status> {
 /// Removes a member, and leaves word of it.
 async fn take_out(app: &App, id: u64) -> Result<(), Status> {
     change(app, MemberChange::Remove(id), |group| !group.has(id)).await?;
-    let known = app.store.snapshot().members().remove(&id).unwrap_or_default();
+    let known = app.store.raw().snapshot().members().remove(&id).unwrap_or_default();
     write(app, id, &MemberInfo { removed: true, ..known }).await?;
     tracing::info!(member = format!("{id:016x}"), "a server was removed");
     Ok(())
@@ -224,15 +224,15 @@ async fn take_out(app: &App, id: u64) -> Result<(), Status> {
 
 async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
     let put = Op::Put { key: member_key(id), value: info.encode(), lease: None };
-    app.store.txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop).map_err(store_failure)
+    app.store.raw().txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop).map_err(store_failure)
 }
 
 /// Makes one change, however often it takes, until `done` is true of the group.
 async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) -> Result<(), Status> {
     let deadline: Instant = clock::instant() + CHANGE_WAIT;
-    let mut group = app.store.group();
+    let mut group = app.store.raw().group();
     loop {
-        let refused = match app.store.change_members(change).await {
+        let refused = match app.store.raw().change_members(change).await {
             // In force, but perhaps not told yet to those who look at the group next.
             Ok(()) => return group.wait_for(&done).await.map(drop).map_err(|_| no_leader()),
             Err(error @ store::Error::InvalidChange { .. }) => Some(Status::bad_request(error.to_string())),
@@ -252,7 +252,7 @@ async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) 
 
 /// Writes down where this server is, if that is not what is written.
 pub async fn announce(app: &App) -> Result<(), Status> {
-    let id = app.store.status().member_id;
+    let id = app.store.raw().status().member_id;
     let info = MemberInfo {
         name: app.name.clone(),
         peer_urls: vec![app.url()],
@@ -261,7 +261,7 @@ pub async fn announce(app: &App) -> Result<(), Status> {
     };
     let key = member_key(id);
     let (written, revision) = {
-        let snapshot = app.store.snapshot();
+        let snapshot = app.store.raw().snapshot();
         (snapshot.members().remove(&id), snapshot.get(&key).map_or(0, |kv| kv.mod_revision))
     };
     if written.as_ref().is_some_and(|written| *written == info || written.removed) {
@@ -270,18 +270,18 @@ pub async fn announce(app: &App) -> Result<(), Status> {
     let compare = vec![Compare::ModRevision { key: key.clone(), equals: revision }];
     let put = Op::Put { key, value: info.encode(), lease: None };
     let txn = Txn { compare, then: vec![put], ..Txn::default() };
-    app.store.txn(txn).await.map(drop).map_err(store_failure)
+    app.store.raw().txn(txn).await.map(drop).map_err(store_failure)
 }
 
 /// While this server leads: gives learners that have caught up their vote, and leaves word for those removed.
 pub async fn tend(app: Arc<App>) {
-    let mut group = app.store.group();
+    let mut group = app.store.raw().group();
     loop {
         let now = group.borrow_and_update().clone();
         if now.leads() {
             for id in now.learners.iter().copied().filter(|id| now.active.contains(id)) {
                 // One that has not caught up is refused, and asked about again.
-                if app.store.change_members(MemberChange::Promote(id)).await.is_ok() {
+                if app.store.raw().change_members(MemberChange::Promote(id)).await.is_ok() {
                     tracing::info!(member = format!("{id:016x}"), "a server has caught up and has a vote now");
                 }
             }
@@ -306,8 +306,8 @@ pub async fn tend(app: Arc<App>) {
 /// A change that was cut off half-way may have left a member written down that is none.
 async fn tidy(app: &App) -> Result<(), Status> {
     let _one = app.changing.lock().await;
-    let group = app.store.group().borrow().clone();
-    let known = app.store.snapshot().members();
+    let group = app.store.raw().group().borrow().clone();
+    let known = app.store.raw().snapshot().members();
     for (&id, info) in known.iter().filter(|(id, info)| !info.removed && !group.has(**id)) {
         write(app, id, &MemberInfo { removed: true, ..info.clone() }).await?;
     }
@@ -316,13 +316,14 @@ async fn tidy(app: &App) -> Result<(), Status> {
 
 /// Ends the server where it has been removed from the group: it must not seem to be one of its servers.
 pub async fn notice_removal(app: Arc<App>) {
-    let mut group = app.store.group();
-    let me = app.store.status().member_id;
+    let mut group = app.store.raw().group();
+    let me = app.store.raw().status().member_id;
     let _ = group.wait_for(|group| group.has(me)).await;
     if group.wait_for(|group| group.leader_id != 0 && !group.has(me)).await.is_ok() {
         // The others may need to hear from this one that it is gone.
         tokio::time::sleep(PAUSE * 20).await;
         app.store
+            .raw()
             .fail("this server has been removed from its cluster: to join again it needs an empty --data-dir".into());
     }
 }

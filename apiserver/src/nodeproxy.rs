@@ -114,7 +114,7 @@ fn copy_handshake(from: &http::HeaderMap, to: &mut http::HeaderMap) {
 
 fn pod(call: &Call) -> Result<Value, Status> {
     let found = call.app.find(call.target.kind, &call.target.namespace, &call.target.name);
-    found.ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))
+    found?.ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))
 }
 
 fn place(app: &App, call: &Call, pod: &Value) -> Result<Place, Status> {
@@ -123,7 +123,7 @@ fn place(app: &App, call: &Call, pod: &Value) -> Result<Place, Status> {
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", meta::name(pod))));
     }
     let nodes = by_plural("", "v1", "nodes").ok_or_else(Status::no_such_resource)?;
-    let node = app.find(nodes, "", name).ok_or_else(|| Status::not_found(nodes, name))?;
+    let node = app.find(nodes, "", name)?.ok_or_else(|| Status::not_found(nodes, name))?;
     let (address, port) = address(&node).ok_or_else(|| {
         Status::service_unavailable(format!("node {name} has not said at which address it can be reached"))
     })?;

@@ -7,14 +7,16 @@ use api::{
     status::{Cause, CauseReason, Status},
 };
 use bytes::Bytes;
-use serde_json::Value;
-use store::{Compare, KeyValue, LeaseId, Op, Snapshot, Txn};
+use serde_json::{Value, json};
+use store::{Compare, LeaseId, Op, Txn};
 use tokio::time::{Duration, timeout};
 
 use crate::{
     App, admit,
     admit::{DeleteOptions, Deleted, Updated},
-    allocate, clock, entropy, keys,
+    allocate, clock,
+    encryption::{Sealed, View},
+    entropy, keys,
     options::{At, DryRun},
     stored,
 };
@@ -40,6 +42,12 @@ pub enum Gone {
     Removed(Value),
     /// It is still there, marked.
     Waiting(Stored),
+}
+
+/// What is committed of an object.
+enum Write {
+    Put(Sealed, Option<LeaseId>),
+    Delete,
 }
 
 /// Which object, and whether to mean it.
@@ -76,7 +84,7 @@ pub fn store_failure(error: store::Error) -> Status {
 
 impl App {
     /// The state that a read asks for.
-    pub async fn snapshot(&self, at: At) -> Result<Snapshot, Status> {
+    pub async fn snapshot(&self, at: At) -> Result<View<'_>, Status> {
         match at {
             At::Any => Ok(self.store.snapshot()),
             At::Latest => {
@@ -94,7 +102,7 @@ impl App {
         }
     }
 
-    async fn snapshot_since(&self, revision: u64) -> Result<Snapshot, Status> {
+    async fn snapshot_since(&self, revision: u64) -> Result<View<'_>, Status> {
         let snapshot = self.store.snapshot();
         if snapshot.revision() >= revision {
             return Ok(snapshot);
@@ -118,10 +126,10 @@ impl App {
     }
 
     /// The newest version of an object.
-    pub fn find(&self, kind: &'static Kind, namespace: &str, name: &str) -> Option<Value> {
+    pub fn find(&self, kind: &'static Kind, namespace: &str, name: &str) -> Result<Option<Value>, Status> {
         let snapshot = self.store.snapshot();
         let kv = snapshot.get(&keys::object(kind, namespace, name))?;
-        stored::decode(&kv.value, kv.mod_revision).ok()
+        kv.map(|kv| stored::decode(&kv.value, kv.mod_revision)).transpose().map_err(Status::internal)
     }
 
     pub async fn create(
@@ -139,7 +147,7 @@ impl App {
             let mut object = admit::create(kind, namespace, body.clone(), birth)?;
             let name = meta::name(&object).to_owned();
             let key = keys::object(kind, namespace, &name);
-            let exists = snapshot.get(&key).is_some();
+            let exists = snapshot.contains(&key);
             if exists && generated {
                 continue;
             }
@@ -156,7 +164,9 @@ impl App {
             txn.compare.push(Compare::ModRevision { key: key.clone(), equals: 0 });
             txn.compare.extend(home);
             txn.compare.extend(claims.compare);
-            txn.then.push(Op::Put { key, value: value.clone(), lease: self.lease(kind).await? });
+            let sealed = snapshot.seal(&key, &value)?;
+            txn.compare.extend(sealed.guard);
+            txn.then.push(Op::Put { key, value: sealed.value, lease: self.lease(kind).await? });
             txn.then.extend(claims.ops);
             let result = self.store.txn(txn).await.map_err(store_failure)?;
             if result.succeeded {
@@ -175,23 +185,28 @@ impl App {
         let key = spot.key();
         for _ in 0..MAX_TRIES {
             let snapshot = self.store.snapshot();
-            let kv = snapshot.get(&key).ok_or_else(|| spot.not_found())?;
+            let kv = snapshot.get(&key)?.ok_or_else(|| spot.not_found())?;
             let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
             let (mut new, remove) = match change(&old)? {
-                Updated::Unchanged => return Ok(Stored { value: kv.value.clone(), revision: kv.mod_revision }),
+                Updated::Unchanged if snapshot.is_current(&key)? => {
+                    return Ok(Stored { value: kv.value.clone(), revision: kv.mod_revision });
+                }
+                // Who writes an object again as it is has it encrypted as it should be now.
+                Updated::Unchanged => (old.clone(), false),
                 Updated::Put(new) => (new, false),
                 Updated::Remove(new) => (new, true),
             };
             let claims = self.claims(spot.kind, &snapshot, Some(&old), (!remove).then_some(&mut new))?;
             let value = stored::encode(&new);
-            if value == kv.value && !remove || spot.dry_run == DryRun::All {
+            let same = !remove && value == kv.value && snapshot.is_current(&key)?;
+            if same || spot.dry_run == DryRun::All {
                 return Ok(Stored { value, revision: kv.mod_revision });
             }
             let write = match remove {
-                true => Op::Delete { start: key.clone(), end: None },
-                false => Op::Put { key: key.clone(), value: value.clone(), lease: self.lease(spot.kind).await? },
+                true => Write::Delete,
+                false => Write::Put(snapshot.seal(&key, &value)?, self.lease(spot.kind).await?),
             };
-            if let Some(revision) = self.commit(kv, write, claims).await? {
+            if let Some(revision) = self.commit(&key, kv.mod_revision, write, claims).await? {
                 return Ok(Stored { value, revision });
             }
         }
@@ -203,7 +218,13 @@ impl App {
         refuse_protected(spot.kind, spot.name)?;
         for _ in 0..MAX_TRIES {
             let snapshot = self.store.snapshot();
-            let kv = snapshot.get(&key).ok_or_else(|| spot.not_found())?;
+            let kv = match snapshot.get(&key) {
+                Ok(kv) => kv.ok_or_else(|| spot.not_found())?,
+                Err(unreadable) => match self.give_up(&snapshot, spot, options, unreadable).await? {
+                    Some(gone) => return Ok(gone),
+                    None => continue,
+                },
+            };
             let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
             let marked = match admit::delete(spot.kind, &old, options, clock::seconds())? {
                 Deleted::Already => {
@@ -220,14 +241,10 @@ impl App {
                 });
             }
             let (write, claims) = match &value {
-                Some(value) => {
-                    (Op::Put { key: key.clone(), value: value.clone(), lease: kv.lease }, allocate::Claims::default())
-                }
-                None => {
-                    (Op::Delete { start: key.clone(), end: None }, self.claims(spot.kind, &snapshot, Some(&old), None)?)
-                }
+                Some(value) => (Write::Put(snapshot.seal(&key, value)?, kv.lease), allocate::Claims::default()),
+                None => (Write::Delete, self.claims(spot.kind, &snapshot, Some(&old), None)?),
             };
-            if let Some(revision) = self.commit(kv, write, claims).await? {
+            if let Some(revision) = self.commit(&key, kv.mod_revision, write, claims).await? {
                 return Ok(match value {
                     Some(value) => Gone::Waiting(Stored { value, revision }),
                     None => Gone::Removed(old),
@@ -237,12 +254,46 @@ impl App {
         Err(too_busy(spot.kind))
     }
 
+    /// Removes what nobody can read, for whoever names it and sets no conditions. Addresses that it had as a service stay
+    /// taken. None when it has changed meanwhile.
+    async fn give_up(
+        &self,
+        snapshot: &View<'_>,
+        spot: Spot<'_>,
+        options: &DeleteOptions,
+        unreadable: Status,
+    ) -> Result<Option<Gone>, Status> {
+        let key = spot.key();
+        let Some(kv) = snapshot.sealed(&key).filter(|_| options.preconditions.is_none()) else {
+            return Err(unreadable);
+        };
+        let gone = Gone::Removed(json!({"metadata": {"namespace": spot.namespace, "name": spot.name}}));
+        if spot.dry_run == DryRun::All {
+            return Ok(Some(gone));
+        }
+        tracing::warn!(error = %unreadable.message, "deleting it unread");
+        let removed = self.commit(&key, kv.mod_revision, Write::Delete, allocate::Claims::default()).await?;
+        Ok(removed.map(|_| gone))
+    }
+
     /// Writes if the object is still as it was read, and says at which revision.
-    async fn commit(&self, read: &KeyValue, write: Op, claims: allocate::Claims) -> Result<Option<u64>, Status> {
+    async fn commit(
+        &self,
+        key: &Bytes,
+        read: u64,
+        write: Write,
+        claims: allocate::Claims,
+    ) -> Result<Option<u64>, Status> {
         let mut txn = Txn::default();
-        txn.compare.push(Compare::ModRevision { key: read.key.clone(), equals: read.mod_revision });
+        txn.compare.push(Compare::ModRevision { key: key.clone(), equals: read });
         txn.compare.extend(claims.compare);
-        txn.then.push(write);
+        match write {
+            Write::Put(Sealed { value, guard }, lease) => {
+                txn.compare.extend(guard);
+                txn.then.push(Op::Put { key: key.clone(), value, lease });
+            }
+            Write::Delete => txn.then.push(Op::Delete { start: key.clone(), end: None }),
+        }
         txn.then.extend(claims.ops);
         let result = self.store.txn(txn).await.map_err(store_failure)?;
         Ok(result.succeeded.then_some(result.revision))
@@ -251,14 +302,14 @@ impl App {
     fn claims(
         &self,
         kind: &'static Kind,
-        snapshot: &Snapshot,
+        snapshot: &View<'_>,
         old: Option<&Value>,
         new: Option<&mut Value>,
     ) -> Result<allocate::Claims, Status> {
         if !allocate::is_service(kind) {
             return Ok(allocate::Claims::default());
         }
-        let taken = |key: &[u8]| snapshot.get(key).is_some();
+        let taken = |key: &[u8]| snapshot.contains(key);
         allocate::settle(kind, &self.ranges, old, new, &taken, entropy::number())
     }
 
@@ -285,13 +336,13 @@ fn too_busy(kind: &Kind) -> Status {
 }
 
 /// What a new object's namespace must still be at the commit.
-fn home(snapshot: &Snapshot, kind: &'static Kind, namespace: &str, name: &str) -> Result<Option<Compare>, Status> {
+fn home(snapshot: &View<'_>, kind: &'static Kind, namespace: &str, name: &str) -> Result<Option<Compare>, Status> {
     if !kind.namespaced() {
         return Ok(None);
     }
     let Some(namespaces) = registry::by_plural("", "v1", "namespaces") else { return Ok(None) };
     let key = keys::object(namespaces, "", namespace);
-    let kv = snapshot.get(&key).ok_or_else(|| Status::not_found(namespaces, namespace))?;
+    let kv = snapshot.get(&key)?.ok_or_else(|| Status::not_found(namespaces, namespace))?;
     let object: Value = serde_json::from_slice(&kv.value).map_err(Status::internal)?;
     if meta::deletion_timestamp(&object).is_some() {
         let why = format!("unable to create new content in namespace {namespace} because it is being terminated");

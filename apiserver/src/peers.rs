@@ -116,14 +116,16 @@ impl Peers {
 
 /// Keeps a link to every other server, for as long as the server runs.
 pub async fn run(app: Arc<App>) {
-    let (mut group, mut heard) = (app.store.group(), app.peers.heard.subscribe());
+    let (mut group, mut heard) = (app.store.raw().group(), app.peers.heard.subscribe());
     loop {
         group.mark_unchanged();
         heard.mark_unchanged();
         // From the revision after the state that is looked at, so that nothing comes to lie in between.
-        let snapshot = app.store.snapshot();
+        let snapshot = app.store.raw().snapshot();
         let from = snapshot.revision() + 1;
-        let Ok(mut written) = app.store.watch(Bytes::from_static(MEMBERS), prefix_end(MEMBERS), from) else { return };
+        let Ok(mut written) = app.store.raw().watch(Bytes::from_static(MEMBERS), prefix_end(MEMBERS), from) else {
+            return;
+        };
         let known = snapshot.members();
         drop(snapshot);
         link(&app, &app.peers.addresses(&known), &known);
@@ -137,8 +139,8 @@ pub async fn run(app: Arc<App>) {
 
 /// Makes the links that there should be, and ends others.
 fn link(app: &Arc<App>, addresses: &BTreeMap<u64, String>, known: &BTreeMap<u64, MemberInfo>) {
-    let group = app.store.group().borrow().clone();
-    let me = app.store.status().member_id;
+    let group = app.store.raw().group().borrow().clone();
+    let me = app.store.raw().status().member_id;
     let wanted: BTreeSet<u64> = addresses
         .keys()
         .copied()

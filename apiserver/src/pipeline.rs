@@ -107,7 +107,7 @@ fn check(app: &App, identity: &Identity, route: &Route, path: &str) -> Result<()
                 let key = keys::object(target.kind, &target.namespace, &target.name);
                 let snapshot = app.store.snapshot();
                 // An absent pod is the handler's 404: agents ask about pods that are already gone.
-                snapshot.get(&key).is_none_or(|kv| app.parsed.of(kv)["spec"]["nodeName"] == node.as_str())
+                snapshot.get(&key)?.is_none_or(|kv| app.parsed.of(&kv)["spec"]["nodeName"] == node.as_str())
             }
             _ => false,
         },

@@ -29,12 +29,16 @@ use sha2::{Digest, Sha256};
 use crate::{
     Error,
     authenticate::{Identity, MASTERS},
+    encryption::KEY_LEN,
     entropy,
 };
 
 /// Under the data directory, what all the servers of a cluster have in common. Nobody else gets any of it.
-pub const SHARED: [&str; 5] = ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", "token", SERVER_TOKEN];
+pub const SHARED: [&str; 6] =
+    ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", ENCRYPTION_KEY, "token", SERVER_TOKEN];
 const SERVER_TOKEN: &str = "server-token";
+/// The key that wraps the keys of what is encrypted in the store.
+pub const ENCRYPTION_KEY: &str = "tls/encryption.key";
 
 const DAY: u64 = 24 * 3600;
 const CA_LIFE: Duration = Duration::from_secs(3652 * DAY);
@@ -361,6 +365,23 @@ fn token_key(tls: &Path) -> Result<TokenKey, Error> {
         }
     };
     TokenKey::from_pem(&pem).map_err(|what| Error::Damaged { path, what })
+}
+
+/// The key in [`ENCRYPTION_KEY`], where the file is there.
+pub fn encryption_key(data_dir: &Path) -> Result<Option<[u8; KEY_LEN]>, Error> {
+    let path = data_dir.join(ENCRYPTION_KEY);
+    let Some(text) = read(&path)? else { return Ok(None) };
+    match BASE64_STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()) {
+        Some(key) => Ok(Some(key)),
+        None => Err(Error::EncryptionKey { path, what: "holds no key" }),
+    }
+}
+
+/// Makes [`ENCRYPTION_KEY`]. The caller knows that nothing is encrypted yet.
+pub fn make_encryption_key(data_dir: &Path) -> Result<[u8; KEY_LEN], Error> {
+    let key = entropy::bytes();
+    write(&data_dir.join(ENCRYPTION_KEY), format!("{}\n", BASE64_STANDARD.encode(key)).as_bytes())?;
+    Ok(key)
 }
 
 /// A token of this cluster: the one asked for, else the one on disk, else a new one.

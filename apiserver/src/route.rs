@@ -23,6 +23,10 @@ pub enum Route {
     Join,
     /// The whole cluster, for a backup.
     Snapshot,
+    /// How encryption at rest is doing.
+    Encryption,
+    /// A new key for it.
+    RotateEncryption,
     /// The cluster's servers, and how this one is.
     Status,
     /// A further server joins.
@@ -130,6 +134,8 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         ["cacerts"] => Route::CaCerts,
         ["minik8s", "v1", "join"] => Route::Join,
         ["minik8s", "v1", "snapshot"] => Route::Snapshot,
+        ["minik8s", "v1", "encryption"] => Route::Encryption,
+        ["minik8s", "v1", "encryption", "rotate"] => Route::RotateEncryption,
         ["minik8s", "v1", "status"] => Route::Status,
         ["minik8s", "v1", "servers"] => Route::Servers,
         ["minik8s", "v1", "servers", which] => Route::Server { which: which.into() },
@@ -151,9 +157,18 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
     let reads = matches!(*method, Method::GET | Method::HEAD);
     match route {
         Route::Resource(_) => Ok(route),
-        Route::Join | Route::Servers | Route::Raft | Route::RaftSnapshot if method == Method::POST => Ok(route),
+        Route::Join | Route::RotateEncryption | Route::Servers | Route::Raft | Route::RaftSnapshot
+            if method == Method::POST =>
+        {
+            Ok(route)
+        }
         Route::Server { .. } if method == Method::DELETE => Ok(route),
-        Route::Join | Route::Servers | Route::Server { .. } | Route::Raft | Route::RaftSnapshot => Err(wrong_method()),
+        Route::Join
+        | Route::RotateEncryption
+        | Route::Servers
+        | Route::Server { .. }
+        | Route::Raft
+        | Route::RaftSnapshot => Err(wrong_method()),
         _ if reads => Ok(route),
         _ => Err(wrong_method()),
     }
@@ -266,6 +281,10 @@ mod tests {
             ("GET", "/minik8s/v1/join", "405"),
             ("GET", "/minik8s/v1/snapshot", "Snapshot"),
             ("POST", "/minik8s/v1/snapshot", "405"),
+            ("GET", "/minik8s/v1/encryption", "Encryption"),
+            ("POST", "/minik8s/v1/encryption", "405"),
+            ("POST", "/minik8s/v1/encryption/rotate", "RotateEncryption"),
+            ("GET", "/minik8s/v1/encryption/rotate", "405"),
             ("DELETE", "/version", "405"),
             ("GET", "/api", "CoreDiscovery"),
             ("GET", "/apis", "GroupsDiscovery"),

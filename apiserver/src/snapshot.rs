@@ -13,10 +13,12 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use store::{Revision, Store};
 
-use crate::{App, present};
+use crate::{App, pki::ENCRYPTION_KEY, present};
 
 /// Under the data directory, by the names that they have in the archive.
-const FILES: [&str; 4] = ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", "token"];
+const FILES: [&str; 5] = ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", ENCRYPTION_KEY, "token"];
+/// What an archive may lack. In those from before anything was encrypted there was no key.
+const LATER: [&str; 1] = [ENCRYPTION_KEY];
 /// The image's name in the archive. It is the last one: an archive cut short is one without it.
 const IMAGE: &str = "store";
 /// Far more than a certificate or key has.
@@ -49,7 +51,8 @@ impl Snapshot {
             }
         }
         let missing = |name: &str| format!("it is no snapshot, or not the whole of one: {name} is missing");
-        if let Some(file) = FILES.into_iter().find(|file| files.iter().all(|(name, _)| name != file)) {
+        let lacks = |file: &&str| files.iter().all(|(name, _)| name != file) && !LATER.contains(file);
+        if let Some(file) = FILES.into_iter().find(lacks) {
             return Err(missing(file));
         }
         Ok(Snapshot { image: image.ok_or_else(|| missing(IMAGE))?, files })
@@ -85,6 +88,10 @@ pub struct Taken {
 }
 
 fn pack(data_dir: &Path, image: &[u8]) -> Result<Vec<u8>, String> {
+    pack_files(data_dir, &FILES, image)
+}
+
+fn pack_files(data_dir: &Path, files: &[&str], image: &[u8]) -> Result<Vec<u8>, String> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut add = |name: &str, content: &[u8]| {
         let mut header = tar::Header::new_gnu();
@@ -92,7 +99,7 @@ fn pack(data_dir: &Path, image: &[u8]) -> Result<Vec<u8>, String> {
         header.set_mode(0o600);
         archive.append_data(&mut header, name, content).map_err(|error| format!("pack {name}: {error}"))
     };
-    for name in FILES {
+    for name in files {
         let path = data_dir.join(name);
         add(name, &fs::read(&path).map_err(|error| format!("read {}: {error}", path.display()))?)?;
     }
@@ -126,6 +133,11 @@ mod tests {
             let error = Snapshot::read(&archive[..end]).expect_err("cut short");
             assert!(error.contains("not the whole of one"), "{end}: {error}");
         }
+        let earlier: Vec<&str> = FILES.into_iter().filter(|name| !LATER.contains(name)).collect();
+        let archive = pack_files(dir.path(), &earlier, b"image").expect("packed");
+        let files = Snapshot::read(&archive).expect("an archive of before is read").files;
+        assert_eq!(files.iter().map(|(name, _)| *name).collect::<Vec<_>>(), earlier);
+
         let mut builder = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
         header.set_size(1);

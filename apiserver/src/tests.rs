@@ -12,6 +12,7 @@ use tower::ServiceExt;
 
 use super::*;
 
+mod encryption;
 mod network;
 
 /// Nothing here takes longer than a moment; what does is broken.
@@ -87,6 +88,7 @@ fn config(dir: &TempDir) -> Config {
         cluster_cidr: "10.244.0.0/16".into(),
         service_cidr: "10.96.0.0/16".into(),
         cluster_dns: "10.96.0.10".parse().unwrap(),
+        encrypt: vec!["secrets".into()],
     }
 }
 
@@ -209,7 +211,7 @@ async fn an_expired_token_says_how_to_go_on() {
     }
     let first = cluster.get(&format!("{MAPS}?limit=1"), "").await.body;
     cluster.call("POST", MAPS, config_map("d", "1")).await;
-    let store = &cluster.server.app.store;
+    let store = cluster.server.app.store.raw();
     store.compact(store.snapshot().revision()).await.unwrap();
     let token = first["metadata"]["continue"].as_str().unwrap();
     let expired = cluster.get(&format!("{MAPS}?limit=5&continue={token}"), "").await;
@@ -313,7 +315,7 @@ async fn a_watch_from_forgotten_times_is_told_so() {
     let since = cluster.server.app.store.snapshot().revision();
     cluster.call("POST", MAPS, config_map("a", "1")).await;
     cluster.call("POST", MAPS, config_map("b", "1")).await;
-    let store = &cluster.server.app.store;
+    let store = cluster.server.app.store.raw();
     store.compact(store.snapshot().revision()).await.unwrap();
     let error = cluster.watch(&format!("{MAPS}?watch=true&resourceVersion={since}")).await.next().await.unwrap();
     assert_eq!((error["type"].as_str(), error["object"]["code"].as_i64()), (Some("ERROR"), Some(410)));

@@ -23,6 +23,7 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         etcd: Etcd::Off,
         tls_sans: Vec::new(),
         networks: flags.networks,
+        encrypt: flags.encrypt.encrypt,
         snapshots: None,
     };
     let mut control_plane = ControlPlane::start(config).await?;

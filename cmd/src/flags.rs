@@ -60,6 +60,11 @@ pub enum Command {
         #[command(subcommand)]
         action: SnapshotAction,
     },
+    /// See how secrets are encrypted in the store, and change the key.
+    Encryption {
+        #[command(subcommand)]
+        action: EncryptionAction,
+    },
     /// Print the version.
     Version,
     /// Print a completion script for a shell.
@@ -104,9 +109,18 @@ pub struct Server {
     #[arg(long, env = "MINIK8S_SNAPSHOT_KEEP", default_value = "5", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub snapshot_keep: u32,
     #[command(flatten)]
+    pub encrypt: Encrypt,
+    #[command(flatten)]
     pub networks: Networks,
     #[command(flatten)]
     pub config: ConfigFile,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Encrypt {
+    /// Resources whose objects are encrypted in the store, such as secrets,configmaps,deployments.apps; empty for none.
+    #[arg(long, env = "MINIK8S_ENCRYPT", default_value = "secrets", value_name = "RESOURCE", value_delimiter = ',')]
+    pub encrypt: Vec<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -186,6 +200,8 @@ pub struct Dev {
     #[command(flatten)]
     pub node: Node,
     #[command(flatten)]
+    pub encrypt: Encrypt,
+    #[command(flatten)]
     pub networks: Networks,
     #[command(flatten)]
     pub config: ConfigFile,
@@ -241,6 +257,24 @@ fn etcd_listen(text: &str) -> Result<EtcdListen, String> {
         },
         _ => Err("it is none, or https:// or http:// with an address and a port".to_owned()),
     }
+}
+
+#[derive(Subcommand, Debug)]
+pub enum EncryptionAction {
+    /// Print the keys, what is encrypted with them, and how far a rotation is.
+    Status(RunningServer),
+    /// Make a new key, and have everything encrypted with it.
+    Rotate(RunningServer),
+}
+
+/// A running server.
+#[derive(Args, Debug)]
+pub struct RunningServer {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Names the server, where it is not the one of --data-dir; KUBECONFIG otherwise.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
 }
 
 /// `90s`, `30m`, `12h`, `7d`, or 0.
@@ -353,6 +387,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_encrypted() {
+        for (words, want) in [
+            (&["server"][..], &["secrets"][..]),
+            (&["server", "--encrypt", "secrets,configmaps"], &["secrets", "configmaps"]),
+            (&["server", "--encrypt="], &[""]),
+        ] {
+            let Ok(Command::Server(flags)) = parsed(words) else { panic!("a server is expected") };
+            assert_eq!(flags.encrypt.encrypt, want, "{words:?}");
+        }
+    }
+
+    #[test]
     fn lengths_of_time() {
         for (text, seconds) in [("0", Some(0)), ("90s", Some(90)), ("12h", Some(43200)), ("7d", Some(604_800))] {
             assert_eq!(duration(text).ok().map(|time| time.as_secs()), seconds, "{text}");
@@ -374,6 +420,7 @@ mod tests {
         assert_eq!(flags.data.data_dir, PathBuf::from("/srv/x"));
         assert_eq!(flags.bind.port(), 8000, "the command line wins");
         assert_eq!(flags.tls_san, ["a", "b"]);
+        assert_eq!(flags.encrypt.encrypt, ["secrets"]);
 
         for (text, part) in
             [("no-such: 1\n", "no flag named \"no-such\""), ("- a\n", "map of flags"), ("bind: x\n", "--bind")]

@@ -3,7 +3,8 @@
 //! - [`flags`] for the command line, the environment and the config file
 //! - [`server`], [`agent`], [`dev`]: the three ways to run
 //! - [`join`]: how a server becomes one of several; [`servers`]: which there are
-//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule; [`ask`]: of a running server
+//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule; [`encryption`]: keys;
+//!   [`ask`]: of a running server
 //! - [`stop`] for signals
 //!
 //! Exit codes: 0 stopped, 1 failed (one line on stderr says what and what to do), 2 wrong usage.
@@ -16,6 +17,7 @@ mod join;
 mod server;
 
 mod ask;
+mod encryption;
 mod image;
 mod info;
 mod servers;
@@ -62,6 +64,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Token(flags) => info::token(&flags),
         Command::Image(flags) => with_runtime(image::run(flags)),
         Command::Snapshot { action } => with_runtime(snapshot::run(action)),
+        Command::Encryption { action } => with_runtime(encryption::run(action)),
         Command::Version => info::version(),
         Command::Completion { shell } => info::completion(shell),
     }

@@ -35,6 +35,7 @@ pub async fn run(flags: flags::Server) -> Result<()> {
         etcd,
         tls_sans: flags.tls_san,
         networks: flags.networks,
+        encrypt: flags.encrypt.encrypt,
         snapshots: (!flags.snapshot_interval.is_zero())
             .then_some(Schedule { interval: flags.snapshot_interval, keep: flags.snapshot_keep as usize }),
     };
@@ -66,6 +67,8 @@ pub struct Config {
     pub etcd: Etcd,
     pub tls_sans: Vec<String>,
     pub networks: flags::Networks,
+    /// Resources that are encrypted in the store.
+    pub encrypt: Vec<String>,
     /// None takes no snapshots.
     pub snapshots: Option<Schedule>,
 }
@@ -101,6 +104,7 @@ impl ControlPlane {
             cluster_cidr: networks.cluster_cidr.clone(),
             service_cidr: networks.service_cidr.clone(),
             cluster_dns: networks.cluster_dns,
+            encrypt: config.encrypt,
             peers: Arc::default(),
             etcd_urls: Vec::new(),
         };

@@ -39,6 +39,7 @@ async fn world() -> World {
         cluster_cidr: "10.244.0.0/16".into(),
         service_cidr: "10.96.0.0/16".into(),
         cluster_dns: "10.96.0.10".parse().expect("an address"),
+        encrypt: vec!["secrets".into()],
     };
     let server = apiserver::Server::start(settings, store).await.expect("a server");
     let client = || Client::in_process(server.service(apiserver::Identity::master("tester")));

@@ -25,6 +25,8 @@ const PURE: &[&str] = &[
     "apiserver/src/admit.rs",
     "apiserver/src/allocate.rs",
     "apiserver/src/authorize.rs",
+    "apiserver/src/encryption/envelope.rs",
+    "apiserver/src/encryption/record.rs",
     "apiserver/src/filter.rs",
     "apiserver/src/keys.rs",
     "apiserver/src/negotiate.rs",
@@ -161,7 +163,9 @@ fn cores_have_no_hidden_inputs() {
         for file in sources(&root().join(place)) {
             for (number, line) in shipped(&file).lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
-                let found = IMPURE.iter().find(|word| code.contains(**word));
+                // `Operand::` is not `rand::`.
+                let begins = |at| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                let found = IMPURE.iter().find(|word| code.match_indices(**word).any(|(at, _)| begins(at)));
                 assert!(
                     found.is_none(),
                     "{}:{}: {} in a pure module",

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     App, VERSION,
     authenticate::Identity,
-    body, discovery, join, members,
+    body, discovery, encryption, join, members,
     negotiate::{self, BodyFormat, Form, Indent},
     nodeproxy,
     options::{self, DryRun, FieldValidation},
@@ -101,6 +101,8 @@ pub async fn handle(
         Route::CaCerts => Ok(present::bytes(StatusCode::OK, "application/x-pem-file", app.pki.ca_pem.clone())),
         Route::Join => join::join(&app, &identity, request).await,
         Route::Snapshot => snapshot::answer(&app).await,
+        Route::Encryption => encryption::admin::status(&app).await,
+        Route::RotateEncryption => encryption::admin::rotate(&app).await,
         Route::Status => Ok(members::status(&app)),
         Route::Servers => members::join(&app, &identity, request).await,
         Route::Server { which } => members::remove(&app, &which).await,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use api::status::{Reason, Status};
 use axum::body::Body;
 use http::{Response, StatusCode};
-use store::{KeyValue, Snapshot};
+use store::KeyValue;
 
 use super::Call;
 use crate::{
+    encryption::View,
     filter::Filter,
     keys,
     options::{self, At, ListOptions},
@@ -19,7 +20,7 @@ pub async fn get(call: Call) -> Result<Response<Body>, Status> {
     let view = call.view()?;
     let snapshot = call.app.snapshot(options::get(&call.query)?).await?;
     let key = keys::object(call.target.kind, &call.target.namespace, &call.target.name);
-    let kv = snapshot.get(&key).ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))?;
+    let kv = snapshot.get(&key)?.ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))?;
     Ok(present::object(StatusCode::OK, view, &kv.value, kv.mod_revision))
 }
 
@@ -32,7 +33,7 @@ pub async fn list(call: Call) -> Result<Response<Body>, Status> {
         Err(status) if status.reason == Reason::Expired => return Ok(expired(&status, &wanted)),
         Err(status) => return Err(status),
     };
-    let (items, list_meta) = page(&call.app.parsed, &filter, &wanted, &snapshot);
+    let (items, list_meta) = page(&call.app.parsed, &filter, &wanted, &snapshot)?;
     Ok(present::list(view, items, &list_meta))
 }
 
@@ -41,19 +42,17 @@ fn page(
     parsed: &crate::stored::Parsed,
     filter: &Filter,
     wanted: &ListOptions,
-    snapshot: &Snapshot,
-) -> (Vec<Arc<KeyValue>>, ListMeta) {
+    snapshot: &View<'_>,
+) -> Result<(Vec<Arc<KeyValue>>, ListMeta), Status> {
     let mut start = filter.range.start.to_vec();
     start.extend_from_slice(wanted.start.as_bytes());
     let everything = filter.is_everything();
-    let matching = snapshot
-        .range(&start..&filter.range.end)
-        .filter(|kv| everything || filter.matches(parsed, &kv.value, kv.mod_revision));
+    let matching = filter.shown(parsed, snapshot.range(&start, &filter.range.end));
     let mut list_meta = ListMeta { revision: snapshot.revision(), next: None, remaining: None };
     if wanted.limit == 0 {
-        return (matching.cloned().collect(), list_meta);
+        return Ok((matching.collect::<Result<_, _>>()?, list_meta));
     }
-    let mut items: Vec<_> = matching.take(wanted.limit.saturating_add(1)).cloned().collect();
+    let mut items: Vec<_> = matching.take(wanted.limit.saturating_add(1)).collect::<Result<_, _>>()?;
     if items.len() > wanted.limit {
         items.truncate(wanted.limit);
         let last = items.last().map(|kv| &kv.key[filter.range.start.len()..]).unwrap_or_default();
@@ -65,7 +64,7 @@ fn page(
         }
         list_meta.next = Some(options::token(Some(snapshot.revision()), &next));
     }
-    (items, list_meta)
+    Ok((items, list_meta))
 }
 
 /// 410: with a token that goes on in the newest state, for clients that prefer an uneven list to none.

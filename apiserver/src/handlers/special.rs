@@ -71,7 +71,7 @@ pub async fn get_scale(call: Call) -> Result<Response<Body>, Status> {
     let fields = scale_of(&call)?;
     let snapshot = call.app.snapshot(crate::options::get(&call.query)?).await?;
     let key = crate::keys::object(call.target.kind, &call.target.namespace, &call.target.name);
-    let kv = snapshot.get(&key).ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))?;
+    let kv = snapshot.get(&key)?.ok_or_else(|| Status::not_found(call.target.kind, &call.target.name))?;
     show_scale(&call, fields, &Stored { value: kv.value.clone(), revision: kv.mod_revision })
 }
 
@@ -191,7 +191,7 @@ pub async fn token(mut call: Call) -> Result<Response<Body>, Status> {
     let (mut request, _) = body::parse(format, &bytes, FieldValidation::Ignore)?;
     let (app, namespace, name) = (&call.app, call.target.namespace.as_str(), call.target.name.as_str());
     let account =
-        app.find(call.target.kind, namespace, name).ok_or_else(|| Status::not_found(call.target.kind, name))?;
+        app.find(call.target.kind, namespace, name)?.ok_or_else(|| Status::not_found(call.target.kind, name))?;
     if !request.is_object() || request.get("spec").is_some_and(|spec| !spec.is_object() && !spec.is_null()) {
         return Err(Status::bad_request("the body must be a TokenRequest, with a spec that is an object"));
     }
@@ -241,7 +241,7 @@ fn bound_pod(call: &Call, reference: &Value) -> Result<Option<Reference>, Status
         };
     }
     let Some(pods) = by_plural("", "v1", "pods") else { return Ok(None) };
-    let pod = call.app.find(pods, &call.target.namespace, name).ok_or_else(|| Status::not_found(pods, name))?;
+    let pod = call.app.find(pods, &call.target.namespace, name)?.ok_or_else(|| Status::not_found(pods, name))?;
     let uid = reference["uid"].as_str().unwrap_or_default();
     if !uid.is_empty() && uid != meta::uid(&pod) {
         let why = format!(

@@ -51,10 +51,8 @@ pub async fn watch(call: Call) -> Result<Response<Body>, Status> {
     let (backlog, end, seen) = match options.start {
         WatchStart::State { at, end } => {
             let snapshot = app.snapshot(at).await?;
-            let items = snapshot.range(&filter.range.start..&filter.range.end);
-            let everything = filter.is_everything();
-            let shown = items.filter(|kv| everything || filter.matches(&app.parsed, &kv.value, kv.mod_revision));
-            (shown.cloned().collect(), end, snapshot.revision())
+            let items = snapshot.range(&filter.range.start, &filter.range.end);
+            (filter.shown(&app.parsed, items).collect::<Result<_, _>>()?, end, snapshot.revision())
         }
         WatchStart::After(revision) => {
             app.snapshot(At::NotOlderThan(revision)).await?;
@@ -184,18 +182,30 @@ impl Stream {
 
     /// A batch, and what is already waiting behind it, so that a burst is one write to the socket.
     fn gather(&mut self, batch: &Arc<Batch>) -> Bytes {
-        let first = self.encoder.frame(batch);
+        let first = self.frame(batch);
         let mut more: Vec<u8> = Vec::new();
         for _ in 0..MAX_BATCHES {
+            if self.ended {
+                break;
+            }
             // An error comes again at the next call, when what came before it has been sent.
             let Ok(Some(batch)) = self.watcher.try_next() else { break };
-            let frame = self.encoder.frame(&batch);
+            let frame = self.frame(&batch);
             if more.is_empty() {
                 more.extend_from_slice(&first);
             }
             more.extend_from_slice(&frame);
         }
         if more.is_empty() { first } else { more.into() }
+    }
+
+    /// A batch that cannot be read ends the watch. Clients list anew after a 410, and no other code: then they are told
+    /// what is wrong, or it is gone.
+    fn frame(&mut self, batch: &Arc<Batch>) -> Bytes {
+        self.encoder.frame(batch).unwrap_or_else(|status| {
+            self.ended = true;
+            error_line(&Status::expired(format!("the watch has to start over: {}", status.message)))
+        })
     }
 
     fn watch_error(&mut self, error: &WatchError) -> Option<Bytes> {
@@ -209,6 +219,9 @@ impl Stream {
     }
 }
 
+/// The type of an event, and what of the store it shows.
+type Seen<'a> = (&'static str, &'a Arc<KeyValue>);
+
 /// From changes in the store to lines of the answer.
 struct Encoder {
     app: Arc<App>,
@@ -220,7 +233,7 @@ struct Encoder {
 
 impl Encoder {
     /// A batch as lines. Those who watch alike share one copy of them.
-    fn frame(&mut self, batch: &Arc<Batch>) -> Bytes {
+    fn frame(&mut self, batch: &Arc<Batch>) -> Result<Bytes, Status> {
         // A table's first event differs from those that follow.
         if !self.view.is_plain() {
             return self.lines(batch);
@@ -229,29 +242,35 @@ impl Encoder {
         app.frames.get(batch, &self.filter.text.clone(), || self.lines(batch))
     }
 
-    fn lines(&mut self, batch: &Batch) -> Bytes {
+    fn lines(&mut self, batch: &Batch) -> Result<Bytes, Status> {
+        let app = self.app.clone();
         let mut out = Vec::new();
         for event in &batch.events {
-            if let Some((kind, kv)) = self.seen(event) {
-                self.event(&mut out, kind, &kv.value, event.kv.mod_revision);
+            if let Some((kind, kv)) = self.seen(event)? {
+                self.event(&mut out, kind, &app.store.shared(kv)?.value, event.kv.mod_revision);
             }
         }
-        out.into()
+        Ok(out.into())
     }
 
     /// What a change looks like through the selector: objects come and go as they begin and cease to match.
-    fn seen<'a>(&self, event: &'a Event) -> Option<(&'static str, &'a KeyValue)> {
-        let matches = |kv: &KeyValue| {
-            self.filter.is_everything() || self.filter.matches(&self.app.parsed, &kv.value, kv.mod_revision)
+    fn seen<'a>(&self, event: &'a Event) -> Result<Option<Seen<'a>>, Status> {
+        let matching = |kv: &'a Arc<KeyValue>| {
+            if self.filter.is_everything() {
+                return Ok(Some(kv));
+            }
+            let plain = self.app.store.shared(kv)?;
+            Ok::<_, Status>(self.filter.matches(&self.app.parsed, &plain.value, kv.mod_revision).then_some(kv))
         };
-        let before = event.previous.as_deref().filter(|kv| matches(kv));
-        let after = (event.kind == EventKind::Put).then_some(&*event.kv).filter(|kv| matches(kv));
-        match (before, after) {
+        let before = event.previous.as_ref().map(matching).transpose()?.flatten();
+        let put = (event.kind == EventKind::Put).then_some(&event.kv);
+        let after = put.map(matching).transpose()?.flatten();
+        Ok(match (before, after) {
             (None, Some(after)) => Some(("ADDED", after)),
             (Some(_), Some(after)) => Some(("MODIFIED", after)),
             (Some(before), None) => Some(("DELETED", before)),
             (None, None) => None,
-        }
+        })
     }
 
     fn event(&mut self, out: &mut Vec<u8>, kind: &str, value: &Bytes, revision: u64) {
@@ -315,19 +334,24 @@ impl Default for Frames {
 }
 
 impl Frames {
-    fn get(&self, batch: &Arc<Batch>, selectors: &Arc<str>, write: impl FnOnce() -> Bytes) -> Bytes {
+    fn get(
+        &self,
+        batch: &Arc<Batch>,
+        selectors: &Arc<str>,
+        write: impl FnOnce() -> Result<Bytes, Status>,
+    ) -> Result<Bytes, Status> {
         let slot = &self.slots[batch.revision as usize % FRAME_SLOTS];
         // Nothing panics while a slot is held, and what is in it is whole either way.
         if let Some(frame) = slot.lock().unwrap_or_else(PoisonError::into_inner).as_ref()
             && Arc::ptr_eq(&frame.batch, batch)
             && frame.selectors == *selectors
         {
-            return frame.lines.clone();
+            return Ok(frame.lines.clone());
         }
-        let lines = write();
+        let lines = write()?;
         let frame = Frame { batch: batch.clone(), selectors: selectors.clone(), lines: lines.clone() };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(frame);
-        lines
+        Ok(lines)
     }
 }
 
@@ -351,8 +375,8 @@ mod tests {
         let batch = |revision| Arc::new(Batch { revision, events: Vec::new() });
         let (first, namesake, later) = (batch(3), batch(3), batch(3 + FRAME_SLOTS as u64));
         let get = |batch, selectors: &str, lines: &'static str| {
-            let shown = frames.get(batch, &selectors.into(), || Bytes::from_static(lines.as_bytes()));
-            String::from_utf8(shown.to_vec()).unwrap()
+            let shown = frames.get(batch, &selectors.into(), || Ok(Bytes::from_static(lines.as_bytes())));
+            String::from_utf8(shown.unwrap().to_vec()).unwrap()
         };
         assert_eq!(get(&first, "a=b", "one"), "one");
         assert_eq!(get(&first, "a=b", "not asked for"), "one");

@@ -173,11 +173,9 @@ pub async fn delete_collection(mut call: Call) -> Result<Response<Body>, Status>
     let (options, dry_run) = read_options(&mut call).await?;
     let filter = Filter::parse(&call.target, &call.query)?;
     let snapshot = call.app.snapshot(At::Latest).await?;
-    let items: Vec<_> = snapshot
-        .range(&filter.range.start..&filter.range.end)
-        .filter(|kv| filter.is_everything() || filter.matches(&call.app.parsed, &kv.value, kv.mod_revision))
-        .cloned()
-        .collect();
+    let values = snapshot.range(&filter.range.start, &filter.range.end);
+    let items: Vec<_> = filter.shown(&call.app.parsed, values).collect::<Result<_, _>>()?;
+    let revision = snapshot.revision();
     let kind = call.stored_kind();
     for some in items.chunks(DELETES_AT_ONCE) {
         let delete = |kv: &Arc<KeyValue>| {
@@ -196,7 +194,7 @@ pub async fn delete_collection(mut call: Call) -> Result<Response<Body>, Status>
             }
         }
     }
-    let list_meta = present::ListMeta { revision: snapshot.revision(), next: None, remaining: None };
+    let list_meta = present::ListMeta { revision, next: None, remaining: None };
     Ok(present::list(call.view()?, items, &list_meta))
 }
 

@@ -92,7 +92,7 @@ where
             .method(method)
             .uri(path)
             .header(header::HOST, self.authority.as_str())
-            .header(MEMBER, format!("{:016x}", app.store.status().member_id))
+            .header(MEMBER, format!("{:016x}", app.store.raw().status().member_id))
             .header(URL, app.url())
             .body(body)
             .map_err(io::Error::other)?;
@@ -188,7 +188,7 @@ pub async fn messages(app: Arc<App>, id: u64, mut urls: watch::Receiver<String>,
             moved = urls.changed() => if moved.is_ok() { continue } else { return },
         };
         match ended {
-            Err(Ended::Removed(why)) => return app.store.fail(why),
+            Err(Ended::Removed(why)) => return app.store.raw().fail(why),
             // The same complaint once, not ten times a second.
             Err(Ended::Broken(why)) if why != told => {
                 tracing::info!(member = format!("{id:016x}"), url, why, "no connection to another server");

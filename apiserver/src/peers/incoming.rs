@@ -28,7 +28,7 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<u64, Status> {
     if http::Uri::from_str(url).ok().and_then(|url| url.port_u16()).is_none() {
         return Err(Status::bad_request(format!("{url:?} is no server's address")));
     }
-    if app.store.snapshot().members().get(&id).is_some_and(|info| info.removed) {
+    if app.store.raw().snapshot().members().get(&id).is_some_and(|info| info.removed) {
         return Err(Status::gone(
             "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token",
         ));
@@ -59,7 +59,7 @@ pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>
         let Ok(data) = frame.into_data() else { continue };
         received.extend_from_slice(&data);
         while let Some(message) = next(&mut received)? {
-            app.store.receive(&message).map_err(|error| Status::bad_request(error.to_string()))?;
+            app.store.raw().receive(&message).map_err(|error| Status::bad_request(error.to_string()))?;
         }
     }
     Ok(present::text(""))
@@ -97,7 +97,7 @@ pub async fn receive_snapshot(app: &App, request: Request<Body>) -> Result<Respo
         received.extend_from_slice(&data);
     }
     tracing::info!(member = format!("{id:016x}"), bytes = received.len(), "received a snapshot from another server");
-    app.store.receive_snapshot(received.freeze()).map_err(|error| Status::bad_request(error.to_string()))?;
+    app.store.raw().receive_snapshot(received.freeze()).map_err(|error| Status::bad_request(error.to_string()))?;
     Ok(present::text(""))
 }
 

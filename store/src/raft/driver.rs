@@ -552,7 +552,10 @@ impl Driver {
         let alone = leads && single && self.applied >= raft.raft_log.committed;
         self.shared.gauges.role(self.leader, raft.term, alone);
         self.tell_group();
-        if alone && let Some(opened) = self.opened.take() {
+        // Whoever finds on the way through its log that it has fellows cannot wait for being elected.
+        if (alone || !single)
+            && let Some(opened) = self.opened.take()
+        {
             let _ = opened.send(());
         }
         self.readers.applied(self.applied);

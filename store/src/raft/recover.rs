@@ -36,7 +36,7 @@ const FOUNDING: Position = Position { index: 1, term: 1 };
 /// Of every 100 ms a tick; a leader that is not heard of for `ELECTION_TICKS` to twice that is replaced.
 pub const TICK: Duration = Duration::from_millis(100);
 const HEARTBEAT_TICKS: usize = 2;
-pub const ELECTION_TICKS: usize = 10;
+pub const ELECTION_TICKS: usize = 7;
 /// One message to a follower; larger ones delay heartbeats.
 const MESSAGE_BYTES: u64 = 1 << 20;
 /// Messages on the way to one follower.

@@ -28,6 +28,7 @@ impl Runner {
         let worked = catch_unwind(AssertUnwindSafe(|| self.work()));
         let error = match worked {
             Ok(Ok(())) => Error::Closed,
+            Ok(Err(error @ Error::Fatal { .. })) => error,
             Ok(Err(error)) => Error::Fatal { reason: error.to_string() },
             Err(panic) => Error::Fatal { reason: format!("an invariant broke: {}", message_of(&*panic)) },
         };
