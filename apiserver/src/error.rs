@@ -36,4 +36,7 @@ pub enum Error {
 
     #[error("cannot create the bootstrap object {object}: {what}")]
     Bootstrap { object: String, what: String },
+
+    #[error("the cluster has been restored or recovered without this server: it can join {url} anew")]
+    Superseded { url: String },
 }

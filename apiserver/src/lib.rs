@@ -136,6 +136,8 @@ struct App {
     name: String,
     etcd_urls: Vec<String>,
     peers: Arc<Peers>,
+    /// Where a later life of the cluster is, which this server does not belong to.
+    superseded: watch::Sender<Option<String>>,
     /// Members are changed one at a time.
     changing: tokio::sync::Mutex<()>,
     in_flight: pipeline::InFlight,
@@ -219,6 +221,7 @@ impl Server {
             name: hostname().unwrap_or_else(|| advertised.address.to_string()),
             etcd_urls: config.etcd_urls.clone(),
             peers: config.peers.clone(),
+            superseded: watch::Sender::new(None),
             changing: tokio::sync::Mutex::default(),
             in_flight: pipeline::InFlight::default(),
             parsed: stored::Parsed::default(),
@@ -235,12 +238,20 @@ impl Server {
         let mut server = Self { app, address, stop: stop_sender, accepting, renewing, tasks: JoinSet::new() };
         server.tasks.spawn(peers::run(server.app.clone()));
         server.tasks.spawn(members::notice_removal(server.app.clone()));
-        bootstrap::begin(&server.app, advertised).await?;
+        tokio::select! {
+            begun = bootstrap::begin(&server.app, advertised) => begun?,
+            url = superseded(server.app.clone()) => return Err(Error::Superseded { url }),
+        }
         server.tasks.spawn(encryption::rotate::run(server.app.store.clone()));
         server.tasks.spawn(members::tend(server.app.clone()));
         server.tasks.spawn(bootstrap::keep(server.app.clone(), advertised));
         server.app.ready.store(true, Ordering::Release);
         Ok(server)
+    }
+
+    /// What clients of the etcd API may change besides keys.
+    pub fn etcd_cluster(&self) -> Arc<dyn store::etcd::Cluster> {
+        Arc::new(members::etcd::EtcdCluster(self.app.clone()))
     }
 
     /// How clients of the etcd API are let in, with the certificates of the moment.
@@ -262,6 +273,12 @@ impl Server {
     /// Where nodes and pods reach it.
     pub fn advertised_address(&self) -> IpAddr {
         self.app.advertised.address
+    }
+
+    /// Resolves when the cluster turns out to have begun another life without this server, with the address of a server
+    /// that it can join.
+    pub fn superseded(&self) -> impl Future<Output = String> + use<> {
+        superseded(self.app.clone())
     }
 
     /// What a further server needs to join, of the same form as [`Server::join_token`].
@@ -303,6 +320,15 @@ impl Drop for Server {
         self.stop.send_replace(true);
         self.renewing.abort();
         self.accepting.abort();
+    }
+}
+
+async fn superseded(app: Arc<App>) -> String {
+    let mut superseded = app.superseded.subscribe();
+    match superseded.wait_for(Option::is_some).await {
+        Ok(url) => url.clone().unwrap_or_default(),
+        // Not while this server is there.
+        Err(_) => std::future::pending().await,
     }
 }
 

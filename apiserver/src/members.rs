@@ -25,6 +25,8 @@ use crate::{
     peers, pki, present,
 };
 
+pub mod etcd;
+
 pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
 
 /// How long a change of members is tried: an election may lie in between.
@@ -61,6 +63,25 @@ impl Application {
     }
 }
 
+impl Application {
+    /// With what is the whole cluster's.
+    fn of_cluster(app: &App) -> Application {
+        Application {
+            name: String::new(),
+            url: String::new(),
+            cluster_cidr: app.network.cluster_cidr.to_string(),
+            service_cidr: app.ranges.services.to_string(),
+            cluster_dns: app.ranges.dns.to_string(),
+        }
+    }
+}
+
+/// Of what it is answered, the part that other servers need.
+#[derive(Deserialize)]
+struct Admitted {
+    member: String,
+}
+
 /// What it is answered.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -91,17 +112,18 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     same_networks(app, &application)?;
-    let id = add(app, application).await?;
+    let id = admit_at(app, application).await?;
     let files = pki::shared_files(&app.data_dir).map_err(Status::internal)?;
     let admission = Admission { member: format!("{id:016x}"), files };
     Ok(present::value(StatusCode::OK, Form::JSON, &json!(admission)))
 }
 
 fn same_networks(app: &App, application: &Application) -> Result<(), Status> {
+    let ours = Application::of_cluster(app);
     for (flag, ours, theirs) in [
-        ("cluster-cidr", app.network.cluster_cidr.to_string(), &application.cluster_cidr),
-        ("service-cidr", app.ranges.services.to_string(), &application.service_cidr),
-        ("cluster-dns", app.ranges.dns.to_string(), &application.cluster_dns),
+        ("cluster-cidr", ours.cluster_cidr, &application.cluster_cidr),
+        ("service-cidr", ours.service_cidr, &application.service_cidr),
+        ("cluster-dns", ours.cluster_dns, &application.cluster_dns),
     ] {
         if ours != *theirs {
             return Err(Status::bad_request(format!("--{flag} {theirs}: this cluster has {ours}; give the same")));
@@ -112,6 +134,19 @@ fn same_networks(app: &App, application: &Application) -> Result<(), Status> {
 
 /// Removes a server, by its name, its address or its number.
 pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
+    let deadline: Instant = clock::instant() + CHANGE_WAIT;
+    loop {
+        match try_remove(app, which).await {
+            // Who leads and is to go has another one lead first, which then removes it.
+            Err(status) if status.reason == Reason::ServiceUnavailable && clock::instant() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            tried => return tried,
+        }
+    }
+}
+
+async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
@@ -131,6 +166,21 @@ pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     let _one = app.changing.lock().await;
     take_out(app, id).await?;
     Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": format!("{id:016x}")})))
+}
+
+/// Gives a server its vote, by its number.
+pub async fn promote(app: &App, which: &str) -> Result<Response<Body>, Status> {
+    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    if let Some(answer) = pass_on(app, (Method::POST, &path), Bytes::new()).await? {
+        return Ok(present::bytes(StatusCode::OK, "application/json", answer));
+    }
+    let id = u64::from_str_radix(which, 16).map_err(|_| Status::bad_request(format!("{which:?} is no number")))?;
+    promote_one(app, id).await?;
+    Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
+}
+
+async fn promote_one(app: &App, id: u64) -> Result<(), Status> {
+    change(app, MemberChange::Promote(id), |group| group.voters.contains(&id)).await
 }
 
 fn host(url: &str) -> Option<&str> {
@@ -165,6 +215,9 @@ pub fn status(app: &App) -> Response<Body> {
             "appliedIndex": status.applied_index,
             "keys": status.keys,
             "logBytes": status.log_bytes,
+            "bytes": status.bytes,
+            "quotaBytes": status.quota_bytes,
+            "alarms": app.store.raw().alarms().iter().map(|id| format!("{id:016x}")).collect::<Vec<_>>(),
             "ready": app.is_ready(),
             "members": group.ids().map(member).collect::<Vec<_>>(),
         }),
@@ -187,7 +240,7 @@ fn no_leader() -> Status {
 }
 
 /// Makes a new member of whoever is at an address, in the place of whoever was there before.
-async fn add(app: &App, application: Application) -> Result<u64, Status> {
+async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
     let _one = app.changing.lock().await;
     let Application { name, url, .. } = application;
     let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);

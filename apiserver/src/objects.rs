@@ -71,8 +71,10 @@ impl Spot<'_> {
 }
 
 pub fn store_failure(error: store::Error) -> Status {
-    use store::Error::{Closed, Compacted, Fatal, Future, LeaderChanged, Timeout, TooLarge, Unavailable};
+    use store::Error::{Closed, Compacted, Fatal, Future, LeaderChanged, NoSpace, Timeout, TooLarge, Unavailable};
     match error {
+        // As the original has it: a 500, which nobody takes for a passing trouble.
+        NoSpace { .. } => Status::internal(error),
         Compacted { .. } => Status::expired(format!("the requested revision is too old: {error}")),
         Future { requested, current } => Status::revision_too_large(requested, current, 1),
         TooLarge { limit, .. } => Status::request_entity_too_large(limit),

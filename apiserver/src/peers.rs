@@ -6,6 +6,8 @@
 //! A server says in each such request who it is and where it can be reached. Whoever comes back at another address is
 //! therefore known there as soon as it can reach anybody, also where no majority could write the address down.
 //!
+//! A server of an earlier life of the cluster, from before a restore or a recovery, is told so and has no say in this one.
+//!
 //! Invariant: what waits for one server is bounded in bytes; what is beyond that is dropped, as Raft allows.
 //! Invariant: a message is sent once, over one connection, or lost.
 
@@ -36,6 +38,8 @@ use crate::App;
 /// Who sends, and where it can be reached.
 const MEMBER: HeaderName = HeaderName::from_static("minik8s-member");
 const URL: HeaderName = HeaderName::from_static("minik8s-url");
+/// Which life of the cluster the sender knows, if it knows any.
+const GENERATION: HeaderName = HeaderName::from_static("minik8s-generation");
 
 pub const MESSAGES_PATH: &str = "/minik8s/v1/raft";
 pub const SNAPSHOT_PATH: &str = "/minik8s/v1/raft/snapshot";

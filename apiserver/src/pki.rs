@@ -36,7 +36,7 @@ use crate::{
 /// Under the data directory, what all the servers of a cluster have in common. Nobody else gets any of it.
 pub const SHARED: [&str; 6] =
     ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", ENCRYPTION_KEY, "token", SERVER_TOKEN];
-const SERVER_TOKEN: &str = "server-token";
+pub const SERVER_TOKEN: &str = "server-token";
 /// The key that wraps the keys of what is encrypted in the store.
 pub const ENCRYPTION_KEY: &str = "tls/encryption.key";
 

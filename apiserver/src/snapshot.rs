@@ -13,12 +13,16 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use store::{Revision, Store};
 
-use crate::{App, pki::ENCRYPTION_KEY, present};
+use crate::{
+    App,
+    pki::{ENCRYPTION_KEY, SERVER_TOKEN, SHARED},
+    present,
+};
 
 /// Under the data directory, by the names that they have in the archive.
-const FILES: [&str; 5] = ["tls/ca.crt", "tls/ca.key", "tls/service-account.key", ENCRYPTION_KEY, "token"];
-/// What an archive may lack. In those from before anything was encrypted there was no key.
-const LATER: [&str; 1] = [ENCRYPTION_KEY];
+const FILES: [&str; 6] = SHARED;
+/// What an archive may lack: in those from before there were several servers, or anything was encrypted, it is not.
+const LATER: [&str; 2] = [ENCRYPTION_KEY, SERVER_TOKEN];
 /// The image's name in the archive. It is the last one: an archive cut short is one without it.
 const IMAGE: &str = "store";
 /// Far more than a certificate or key has.

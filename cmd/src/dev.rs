@@ -21,6 +21,7 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         join: Vec::new(),
         token: None,
         etcd: Etcd::Off,
+        quota_bytes: store::QUOTA_BYTES,
         tls_sans: Vec::new(),
         networks: flags.networks,
         encrypt: flags.encrypt.encrypt,

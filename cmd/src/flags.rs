@@ -79,7 +79,10 @@ pub struct DataDir {
 }
 
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Server {
+    #[command(subcommand)]
+    pub action: Option<ServerAction>,
     #[command(flatten)]
     pub data: DataDir,
     /// The address that the API server listens on.
@@ -102,6 +105,9 @@ pub struct Server {
     /// loopback address only; or none.
     #[arg(long, env = "MINIK8S_ETCD_LISTEN", value_name = "URL", value_parser = etcd_listen)]
     pub etcd_listen: Option<EtcdListen>,
+    /// How much the store may hold, such as 2GiB or 512MiB. Beyond it nothing but deletes is taken.
+    #[arg(long, env = "MINIK8S_STORE_QUOTA", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
+    pub store_quota: usize,
     /// How often a snapshot of the cluster is taken into <data-dir>/snapshots, such as 12h or 30m; 0 for never.
     #[arg(long, env = "MINIK8S_SNAPSHOT_INTERVAL", default_value = "12h", value_name = "TIME", value_parser = duration)]
     pub snapshot_interval: Duration,
@@ -121,6 +127,18 @@ pub struct Encrypt {
     /// Resources whose objects are encrypted in the store, such as secrets,configmaps,deployments.apps; empty for none.
     #[arg(long, env = "MINIK8S_ENCRYPT", default_value = "secrets", value_name = "RESOURCE", value_delimiter = ',')]
     pub encrypt: Vec<String>,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum ServerAction {
+    /// Make a cluster of one of a server whose cluster has lost its majority for good. The server must not run.
+    Recover {
+        #[command(flatten)]
+        data: DataDir,
+        /// Go on, although what the others acknowledged without this server is lost.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Args, Clone, Debug)]
@@ -277,6 +295,24 @@ pub struct RunningServer {
     pub kubeconfig: Option<PathBuf>,
 }
 
+/// `512MiB`, `2GiB`.
+fn size(text: &str) -> Result<usize, String> {
+    let wrong = || format!("{text:?} is no size such as 512MiB or 2GiB");
+    let (number, unit) = match (text.strip_suffix("MiB"), text.strip_suffix("GiB")) {
+        (Some(number), _) => (number, 1 << 20),
+        (None, Some(number)) => (number, 1 << 30),
+        (None, None) => return Err(wrong()),
+    };
+    let number: usize = number.parse().map_err(|_| wrong())?;
+    // Less would not even hold an empty cluster.
+    const LEAST: usize = 16 << 20;
+    match number.checked_mul(unit) {
+        Some(size) if size >= LEAST => Ok(size),
+        Some(_) => Err(format!("{text} is less than the 16MiB that a cluster needs")),
+        None => Err(wrong()),
+    }
+}
+
 /// `90s`, `30m`, `12h`, `7d`, or 0.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no length of time such as 30m, 12h or 7d");
@@ -395,6 +431,23 @@ mod tests {
         ] {
             let Ok(Command::Server(flags)) = parsed(words) else { panic!("a server is expected") };
             assert_eq!(flags.encrypt.encrypt, want, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_places() {
+        for (text, bytes) in [("16MiB", Some(16 << 20)), ("2GiB", Some(2 << 30))] {
+            assert_eq!(size(text).ok(), bytes, "{text}");
+        }
+        for text in ["", "2", "2GB", "-1GiB", "1.5GiB", "99999999999999GiB", "1MiB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        assert_eq!(etcd_listen("none"), Ok(EtcdListen::Nowhere));
+        assert_eq!(etcd_listen("https://0.0.0.0:2379"), Ok(EtcdListen::Tls(address("0.0.0.0:2379"))));
+        assert_eq!(etcd_listen("http://127.0.0.1:2379/"), Ok(EtcdListen::Plain(address("127.0.0.1:2379"))));
+        for text in ["http://10.0.0.1:2379", "127.0.0.1:2379", "https://host:2379", "https://127.0.0.1"] {
+            assert!(etcd_listen(text).is_err(), "{text}");
         }
     }
 

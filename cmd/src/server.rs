@@ -1,20 +1,21 @@
 //! `minik8s server`: store, API server, scheduler and controllers in one process.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    pin::pin,
+    path::{Path, PathBuf},
+    pin::{Pin, pin},
     sync::Arc,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use apiserver::Service;
 use client::Client;
 use store::{Group, Store};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    flags::{self, EtcdListen},
+    flags::{self, EtcdListen, ServerAction},
     join,
     snapshot::{self, Schedule},
     stop,
@@ -26,37 +27,95 @@ pub async fn run(flags: flags::Server) -> Result<()> {
         Some(EtcdListen::Nowhere) => Etcd::Off,
         Some(listen) => Etcd::At(listen),
     };
-    let config = Config {
+    let mut config = Config {
         data_dir: flags.data.data_dir,
         bind: flags.bind,
         advertise_address: flags.advertise_address,
         join: flags.join,
         token: flags.token,
         etcd,
+        quota_bytes: flags.store_quota,
         tls_sans: flags.tls_san,
         networks: flags.networks,
         encrypt: flags.encrypt.encrypt,
         snapshots: (!flags.snapshot_interval.is_zero())
             .then_some(Schedule { interval: flags.snapshot_interval, keep: flags.snapshot_keep as usize }),
     };
+    if let Some(ServerAction::Recover { data, force }) = flags.action {
+        return recover(&data.data_dir, force);
+    }
     // One listener throughout: a signal between two would be lost.
     let mut asked = pin!(stop::asked());
+    while let Some(url) = live(config.clone(), asked.as_mut()).await? {
+        tracing::warn!(url, "the cluster has been restored or recovered without this server: it joins anew");
+        let aside = store::set_aside(&store_dir(&config.data_dir)).context("set the store aside")?;
+        tracing::warn!(path = %aside.display(), "the store of before is kept");
+        let token = config.data_dir.join("server-token");
+        let token = fs::read_to_string(&token).with_context(|| format!("read {}", token.display()))?;
+        (config.join, config.token) = (vec![url], Some(token));
+    }
+    Ok(())
+}
+
+/// Runs the server until it is asked to stop, or has to join the cluster at an address anew.
+async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()>>>) -> Result<Option<String>> {
     // A server whose fellows are not there yet may wait for them for long.
-    let mut control_plane = tokio::select! {
-        started = ControlPlane::start(config) => started?,
-        asked = &mut asked => return asked,
+    let started = tokio::select! {
+        started = ControlPlane::start(config) => started,
+        asked = &mut asked => return asked.map(|()| None),
+    };
+    let mut control_plane = match started {
+        Ok(control_plane) => control_plane,
+        Err(error) => match error.downcast_ref() {
+            Some(apiserver::Error::Superseded { url }) => return Ok(Some(url.clone())),
+            _ => return Err(error),
+        },
     };
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
     println!("join with:  {}", control_plane.join_command());
+    let superseded = control_plane.server.superseded();
     let ended = tokio::select! {
-        asked = asked => asked,
+        asked = asked => asked.map(|()| None),
         broken = control_plane.broken() => Err(broken),
+        url = superseded => Ok(Some(url)),
     };
     let stopped = control_plane.stop().await;
-    ended.and(stopped)
+    ended.and_then(|ended| stopped.map(|()| ended))
+}
+
+/// Makes a cluster of one of what this server has.
+fn recover(data_dir: &Path, force: bool) -> Result<()> {
+    let dir = store_dir(data_dir);
+    ensure!(
+        force,
+        "this makes a cluster of one of the store in {}: what the other servers acknowledged without this one is lost. If a \
+         majority of them can still be brought back, bring them back instead. To go on all the same, add --force",
+        dir.display()
+    );
+    let recovered = store::recover(&store::Config::new(dir)).context("recover the store")?;
+    println!("recovered {} keys as of revision {}", recovered.keys, recovered.revision);
+    if recovered.unconfirmed > 0 {
+        println!("{} of the changes were not known to be confirmed; they are kept", recovered.unconfirmed);
+    }
+    for left in &recovered.lost {
+        println!("left behind: {} at {}", left.name, left.peer_urls.join(", "));
+    }
+    if !recovered.lost.is_empty() {
+        println!(
+            "what they acknowledged and this server had not been sent is lost; once started, they join this one anew"
+        );
+    }
+    println!("the store as it was: {}", recovered.before.display());
+    println!("start it with:  minik8s server --data-dir {}", data_dir.display());
+    Ok(())
+}
+
+fn store_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("store")
 }
 
 /// What a control plane needs to know.
+#[derive(Clone)]
 pub struct Config {
     pub data_dir: PathBuf,
     pub bind: SocketAddr,
@@ -65,6 +124,8 @@ pub struct Config {
     pub join: Vec<String>,
     pub token: Option<String>,
     pub etcd: Etcd,
+    /// How many bytes the store may hold.
+    pub quota_bytes: usize,
     pub tls_sans: Vec<String>,
     pub networks: flags::Networks,
     /// Resources that are encrypted in the store.
@@ -109,7 +170,7 @@ impl ControlPlane {
             etcd_urls: Vec::new(),
         };
         let etcd = listen_for_etcd(config.etcd, &mut settings).await?;
-        let store_dir = config.data_dir.join("store");
+        let store_dir = store_dir(&config.data_dir);
         if !config.join.is_empty() {
             let token = settings.token.take().context("--join needs the --token of the cluster's servers")?;
             // Whose directory names a cluster is one of its servers already.
@@ -118,11 +179,20 @@ impl ControlPlane {
                 join::join(&config.join, &token, (&config.data_dir, &store_dir), us).await?;
             }
         }
-        let opened = Store::open_in_group(store::Config::new(store_dir), settings.peers.clone()).await;
+        let stored = store::Config { quota_bytes: config.quota_bytes, ..store::Config::new(store_dir) };
+        let opened = Store::open_in_group(stored, settings.peers.clone()).await;
         let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;
         let server = tokio::select! {
-            server = apiserver::Server::start(settings, store.clone()) => server.context("start the API server")?,
-            reason = store.ended() => return Err(anyhow::Error::new(reason).context("the store ended")),
+            server = apiserver::Server::start(settings, store.clone()) => server.context("start the API server"),
+            reason = store.ended() => Err(anyhow::Error::new(reason).context("the store ended")),
+        };
+        let server = match server {
+            Ok(server) => server,
+            Err(error) => {
+                // Whoever starts anew must find the store closed; what else there is to say has been said by the error.
+                let _ = store.shutdown().await;
+                return Err(error);
+            }
         };
         let mut loops = JoinSet::new();
         let controllers = controllers::Config {
@@ -141,10 +211,10 @@ impl ControlPlane {
             });
         }
         if let Some((listener, listen)) = etcd {
-            let (store, tls) = (store.clone(), server.etcd_tls());
+            let (served, tls) = ((store.clone(), server.etcd_cluster()), server.etcd_tls());
             let tls = move || matches!(listen, EtcdListen::Tls(_)).then(&tls);
             loops.spawn(async move {
-                store::etcd::serve(store, listener, tls, std::future::pending()).await;
+                store::etcd::serve(served, listener, tls, std::future::pending()).await;
                 "the etcd API"
             });
         }

@@ -19,6 +19,9 @@ pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> R
         return Ok(());
     }
     print!("{}", table(&status));
+    if status["alarms"].as_array().is_some_and(|alarms| !alarms.is_empty()) {
+        println!("the store is full ({} of {} bytes): it takes deletes only", status["bytes"], status["quotaBytes"]);
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! Serves the etcd API of a store of its own: `etcd <directory> <address>`, until it is interrupted.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
 use store::{Config, Store};
 use tokio::net::TcpListener;
@@ -24,6 +24,9 @@ async fn main() -> ExitCode {
 async fn run(dir: &str, address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(Config::new(dir)).await?;
     let listener = TcpListener::bind(address).await?;
-    store::etcd::serve(store.clone(), listener, || None, async { drop(tokio::signal::ctrl_c().await) }).await;
+    store::etcd::serve((store.clone(), Arc::new(store::etcd::Alone)), listener, || None, async {
+        drop(tokio::signal::ctrl_c().await)
+    })
+    .await;
     Ok(store.shutdown().await?)
 }

@@ -21,6 +21,8 @@ pub enum Error {
     InvalidChange { reason: String },
     #[error("transaction of {bytes} bytes is larger than the {limit} allowed")]
     TooLarge { bytes: usize, limit: usize },
+    #[error("the store is full: {bytes} bytes of {quota}; delete something, or raise the quota")]
+    NoSpace { bytes: usize, quota: usize },
     /// The proposal was not accepted; nothing was written and it may be tried again.
     #[error("the store has no leader or too many writes waiting, nothing was written")]
     Unavailable,

@@ -3,7 +3,7 @@
 //! Modules, in reading order:
 //! - `connection`: one client's HTTP/2 connection; `method`: which call a path is;
 //! - `grpc`: messages in frames, and how a call ends; `status`: what etcd says when something is refused;
-//! - `kv`, `txn`, `watch`, `lease`, `maintenance`: the services;
+//! - `kv`, `txn`, `watch`, `lease`, `cluster`, `maintenance`: the services;
 //! - `messages`: what goes over the wire.
 //!
 //! Invariants:
@@ -11,6 +11,7 @@
 //! - a call that another one has to wait for does not wait for a long read: those have tasks of their own;
 //! - a client that does not read its watches makes the store hold no more than a bounded number of responses.
 
+mod cluster;
 mod connection;
 mod grpc;
 mod kv;
@@ -31,6 +32,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+pub use self::cluster::{Alone, Cluster, ClusterChange, ClusterError, Doing};
 use self::messages::ResponseHeader;
 use crate::{Revision, Store};
 
@@ -57,8 +59,13 @@ pub struct Tls {
 
 /// Serves the API of `store` to whoever connects to `listener`, until `stop` resolves. With `tls`, which is asked anew for
 /// each connection, every client speaks TLS; without it, anyone who can connect may do anything.
-pub async fn serve(store: Store, listener: TcpListener, tls: impl Fn() -> Option<Tls>, stop: impl Future<Output = ()>) {
-    let api = Api { store };
+pub async fn serve(
+    (store, cluster): (Store, Arc<dyn Cluster>),
+    listener: TcpListener,
+    tls: impl Fn() -> Option<Tls>,
+    stop: impl Future<Output = ()>,
+) {
+    let api = Api { store, cluster };
     let (stopping, stopped) = signal::channel(false);
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
@@ -113,9 +120,10 @@ async fn connect(api: Api, stream: TcpStream, tls: Option<Tls>, stopped: signal:
 }
 
 /// What every call has at hand.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Api {
     store: Store,
+    cluster: Arc<dyn Cluster>,
 }
 
 /// All the members of one group answer the same number, and no client compares it with another group's.

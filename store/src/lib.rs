@@ -9,6 +9,7 @@
 //! - `check`: what is refused before it is proposed; `command`: proposals as bytes;
 //! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
 //! - `members`: who the members are and where; `wire`: what they say to each other, as bytes;
+//! - `quota`: how much may be stored;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
 //! - `disk`, `log`, `image`, `checkpoint`: what is on disk;
 //! - `backup`: all of it as one file, and back;
@@ -36,6 +37,7 @@ mod lease;
 mod log;
 mod members;
 mod mvcc;
+mod quota;
 mod raft;
 mod shared;
 mod store;
@@ -43,10 +45,11 @@ mod types;
 mod watch;
 mod wire;
 
-pub use backup::{Contents, restore};
+pub use backup::{Contents, Recovered, recover, restore, set_aside};
 pub use error::{Error, WatchError};
 pub use members::{Group, MEMBERS, MemberInfo, member_key, prepare_join};
-pub use store::{Config, Status, Store};
+pub use quota::ALARMS;
+pub use store::{Config, QUOTA_BYTES, Status, Store};
 pub use types::{
     Batch, Change, Compare, Event, EventKind, KeyValue, LeaseId, LeaseInfo, MemberChange, Op, OpResult, Operand,
     Relation, Revision, Snapshot, Txn, TxnResult, prefix_end,

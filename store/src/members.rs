@@ -23,6 +23,10 @@ use crate::{
 /// The prefix of the keys that describe members.
 pub const MEMBERS: &[u8] = b"/minik8s/members/";
 
+/// The key whose value numbers the lives of a group: a restore and a recovery begin a new one. Members of an earlier life
+/// may still be there, in a majority even, and must not be taken for members of this one.
+pub const GENERATION: &[u8] = b"/minik8s/generation";
+
 /// The group as one member knows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Group {
@@ -77,6 +81,12 @@ pub fn member_key(id: u64) -> Bytes {
 }
 
 impl Snapshot {
+    /// Which life of its group this state is of; 0 for the first.
+    pub fn generation(&self) -> u64 {
+        let number = self.get(GENERATION).and_then(|kv| std::str::from_utf8(&kv.value).ok()?.parse().ok());
+        number.unwrap_or(0)
+    }
+
     /// What is known of each member, removed ones among them. What cannot be read is passed over.
     pub fn members(&self) -> BTreeMap<u64, MemberInfo> {
         let read = |kv: &std::sync::Arc<crate::KeyValue>| {

@@ -17,7 +17,12 @@ use std::{
 use bytes::Bytes;
 use imbl::OrdMap;
 
-use crate::{Batch, Event, KeyValue, LeaseId, LeaseInfo, Revision, Snapshot, TxnResult, command::Command};
+use crate::{
+    Batch, Event, KeyValue, LeaseId, LeaseInfo, Revision, Snapshot, TxnResult,
+    command::Command,
+    quota::ALARMS,
+    types::{prefix_end, range_of},
+};
 
 /// The revision of an empty store. Not 0: clients give that number a meaning of its own ("any").
 pub const FIRST_REVISION: Revision = 1;
@@ -45,6 +50,11 @@ pub struct Limits {
     pub revisions: usize,
     pub age_ms: u64,
     pub bytes: usize,
+}
+
+impl Limits {
+    /// Keeps nothing.
+    pub const NONE: Limits = Limits { revisions: 0, age_ms: u64::MAX / 2, bytes: 0 };
 }
 
 /// Everything one entry changed.
@@ -127,6 +137,8 @@ struct Lease {
 #[derive(Debug)]
 pub struct State {
     map: OrdMap<Bytes, Arc<KeyValue>>,
+    /// What the keys take, values and all.
+    bytes: usize,
     revision: Revision,
     position: Position,
     members: Members,
@@ -153,6 +165,7 @@ impl State {
             }
         }
         State {
+            bytes: map.values().map(|kv| size_of(kv)).sum(),
             map,
             revision: base.revision,
             position: base.position,
@@ -195,6 +208,15 @@ impl State {
     /// The newest revision that someone asked to compact at.
     pub fn asked(&self) -> Option<Revision> {
         self.asked
+    }
+
+    /// Whether any member has raised an alarm.
+    pub fn is_alarmed(&self) -> bool {
+        range_of(&self.map, ALARMS, &prefix_end(ALARMS)).next().is_some()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub fn history_bytes(&self) -> usize {
@@ -431,6 +453,12 @@ pub fn advance(base: &mut Base, change: &Change) {
     if let Some(members) = &change.members {
         base.members = members.clone();
     }
+}
+
+/// What a key takes, about: the rest of it is small and always there.
+fn size_of(kv: &KeyValue) -> usize {
+    const FIXED: usize = 64;
+    FIXED + kv.key.len() + kv.value.len()
 }
 
 /// What a change costs in memory, about: the values it alone may be keeping alive.

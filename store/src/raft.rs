@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 pub use self::{
     queue::Queue,
-    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, start},
+    recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, read_all, start},
 };
 use crate::{
     Error, MemberChange,
@@ -52,8 +52,8 @@ pub enum Input {
         change: MemberChange,
         answer: oneshot::Sender<Result<Answer, Error>>,
     },
-    /// Another member is to lead, if this one does.
-    StepDown,
+    /// Another member is to lead, if this one does: the one named, or the one that knows most.
+    StepDown(Option<u64>),
     /// Someone waits for a moment from which the applied state is linearizable.
     Read(oneshot::Sender<Result<(), Error>>),
     Message(Box<Message>),
@@ -86,7 +86,7 @@ impl Input {
             Input::Stop(Some(done)) => drop(done.send(())),
             Input::Message(_)
             | Input::SnapshotSent { .. }
-            | Input::StepDown
+            | Input::StepDown(_)
             | Input::Persisted { .. }
             | Input::Purged { .. }
             | Input::Failed(_)

@@ -25,7 +25,9 @@ impl Shared {
     pub fn new(state: State) -> Shared {
         let hub = Hub::new(state.revision());
         let (group, end) = (watch::Sender::new(Group::default()), watch::Sender::new(None));
-        Shared { state: RwLock::new(state), hub, gauges: Gauges::default(), group, end }
+        let gauges = Gauges::default();
+        gauges.fill(state.bytes() as u64, state.is_alarmed());
+        Shared { state: RwLock::new(state), hub, gauges, group, end }
     }
 
     // A panic while the lock was held ends the store; until it has, readers see what was there.
@@ -59,6 +61,10 @@ pub struct Gauges {
     leader: AtomicU64,
     term: AtomicU64,
     log_bytes: AtomicU64,
+    /// What the keys take, values and all.
+    bytes: AtomicU64,
+    /// Somebody has found the quota exceeded.
+    alarmed: AtomicBool,
     /// This member is the only one and leads: whatever is acknowledged is applied here first.
     alone: AtomicBool,
 }
@@ -68,6 +74,19 @@ impl Gauges {
         self.leader.store(leader, Ordering::Relaxed);
         self.term.store(term, Ordering::Relaxed);
         self.alone.store(alone, Ordering::Release);
+    }
+
+    pub fn fill(&self, bytes: u64, alarmed: bool) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.alarmed.store(alarmed, Ordering::Relaxed);
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn is_alarmed(&self) -> bool {
+        self.alarmed.load(Ordering::Relaxed)
     }
 
     pub fn log_bytes(&self, bytes: u64) {

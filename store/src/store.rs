@@ -18,6 +18,7 @@ use crate::{
     log::failed,
     members,
     mvcc::{Answer, Image, Limits, Refusal},
+    quota::{self, Fill, Verdict},
     raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, Transport, UNCOMMITTED_BYTES},
     shared::Shared,
     wire::{self, OnWire},
@@ -37,6 +38,8 @@ pub struct Config {
     pub history_revisions: usize,
     /// How long back can be read and watched from.
     pub history_age: Duration,
+    /// How many bytes keys and values may take.
+    pub quota_bytes: usize,
 }
 
 impl Config {
@@ -46,10 +49,13 @@ impl Config {
             member_id: 1,
             history_revisions: 16 * 1024,
             history_age: Duration::from_secs(10 * 60),
+            quota_bytes: QUOTA_BYTES,
         }
     }
 }
 
+/// As much as etcd's own. All of it is in memory too, so it is no small number.
+pub const QUOTA_BYTES: usize = 2 << 30;
 /// What the history may hold of values, whatever the other limits say: the last line against memory running out.
 const HISTORY_BYTES: usize = 64 << 20;
 
@@ -76,6 +82,9 @@ pub struct Status {
     /// 0 while there is none.
     pub leader_id: u64,
     pub history_bytes: usize,
+    /// What keys and values take, and may take.
+    pub bytes: u64,
+    pub quota_bytes: u64,
     pub log_bytes: u64,
     /// How many different ranges are watched.
     pub watched_ranges: usize,
@@ -89,6 +98,7 @@ pub struct Store {
     /// Bounds what is under way, in units of `PERMIT_BYTES`.
     permits: Arc<Semaphore>,
     member_id: u64,
+    quota: usize,
 }
 
 /// Stops the store when the last handle goes.
@@ -128,23 +138,26 @@ impl Store {
             lock: Some(config.dir.join("lock")),
             transport,
             sizes: Sizes::default(),
+            quota: config.quota_bytes,
         })
         .await
     }
 
     /// A store that lives in memory only, and with this process; for tests. `config.dir` is not used.
     pub async fn in_memory(config: Config) -> Result<Store, Error> {
-        Store::open_with(Parts::on_disk(config.member_id, config.limits(), Arc::new(MemoryDisk::default()))).await
+        let disk = Arc::new(MemoryDisk::default());
+        let parts = Parts { quota: config.quota_bytes, ..Parts::on_disk(config.member_id, config.limits(), disk) };
+        Store::open_with(parts).await
     }
 
     pub(crate) async fn open_with(parts: Parts) -> Result<Store, Error> {
-        let member_id = parts.member_id;
+        let (member_id, quota) = (parts.member_id, parts.quota);
         // Reading the disk blocks; the caller's threads have other things to do.
         let started = tokio::task::spawn_blocking(move || raft::start(parts)).await;
         let Started { shared, inbox, ready } =
             started.map_err(|error| Error::Fatal { reason: error.to_string() })??;
         let permits = Arc::new(Semaphore::new(PERMITS));
-        let store = Store { shared, inbox: Arc::new(Inbox(inbox)), permits, member_id };
+        let store = Store { shared, inbox: Arc::new(Inbox(inbox)), permits, member_id, quota };
         match ready.await {
             Ok(()) => Ok(store),
             Err(_) => Err(store.shared.check_open().err().unwrap_or(Error::Closed)),
@@ -181,10 +194,39 @@ impl Store {
     /// Carries out a transaction; returns once it is durable and applied.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
         check(&txn)?;
+        self.check_quota(&txn).await?;
         match self.propose("transaction", Command::Txn(txn)).await? {
             Answer::Txn(result) => Ok(result),
             Answer::Lease { .. } | Answer::Done => unreachable!("a transaction is answered by its result"),
         }
+    }
+
+    async fn check_quota(&self, txn: &Txn) -> Result<(), Error> {
+        let gauges = &self.shared.gauges;
+        let (bytes, alarmed) = (gauges.bytes() as usize, gauges.is_alarmed());
+        let fill = Fill { bytes, quota: self.quota, alarmed };
+        // Most are far from any limit: then nothing needs to be counted.
+        if !alarmed && bytes + MAX_TXN_BYTES <= self.quota {
+            return Ok(());
+        }
+        match quota::decide(fill, quota::adds(txn)) {
+            Verdict::Proceed => Ok(()),
+            Verdict::Refuse => Err(quota::no_space(fill)),
+            Verdict::Raise => {
+                tracing::error!(bytes, quota = self.quota, "the store is full: it takes no writes but deletes");
+                self.propose("alarm", Command::Txn(quota::raise(self.member_id))).await?;
+                Err(quota::no_space(fill))
+            }
+            Verdict::Clear => {
+                tracing::info!(bytes, quota = self.quota, "the store has room again");
+                self.propose("end of the alarm", Command::Txn(quota::clear())).await.map(drop)
+            }
+        }
+    }
+
+    /// Who has raised the alarm that the store is full.
+    pub fn alarms(&self) -> Vec<u64> {
+        quota::alarms(&self.snapshot())
     }
 
     /// Watches `start..end` (an empty `end` is no bound) for events with `mod_revision >= from`. `from` may lie in
@@ -256,17 +298,25 @@ impl Store {
 
     /// Has another member lead, where this one does and another can; returns when it does, or after two seconds.
     pub async fn step_down(&self) {
-        let mut group = self.group();
         let others = {
-            let group = group.borrow();
+            let group = self.shared.group.borrow();
             group.leads() && group.active.iter().any(|id| group.voters.contains(id))
         };
         if others {
-            self.inbox.0.push(Input::StepDown);
-            let handed_over = group.wait_for(|group| group.leader_id != 0 && !group.leads());
             // Whoever is left without a leader elects one.
-            let _ = tokio::time::timeout(STEP_DOWN_WAIT, handed_over).await;
+            self.leave_to(None, |group| group.leader_id != 0 && !group.leads()).await;
         }
+    }
+
+    /// Has a certain member lead, where this one does; answers whether it came to that within two seconds.
+    pub(crate) async fn hand_over_to(&self, next: u64) -> bool {
+        self.leave_to(Some(next), move |group| group.leader_id == next).await
+    }
+
+    async fn leave_to(&self, next: Option<u64>, done: impl FnMut(&Group) -> bool) -> bool {
+        let mut group = self.group();
+        self.inbox.0.push(Input::StepDown(next));
+        tokio::time::timeout(STEP_DOWN_WAIT, group.wait_for(done)).await.is_ok_and(|told| told.is_ok())
     }
 
     /// Flushes and stops. Everything acknowledged is safe without it too; the next start is quicker with it.
@@ -297,6 +347,8 @@ impl Store {
             applied_index: state.position().index,
             history_bytes: state.history_bytes(),
             keys: state.snapshot().len(),
+            bytes: state.bytes() as u64,
+            quota_bytes: self.quota as u64,
             member_id: self.member_id,
             leader_id: self.shared.gauges.leader(),
             term: self.shared.gauges.term(),

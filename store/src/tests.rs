@@ -3,6 +3,7 @@
 mod backup;
 mod crash;
 mod members;
+mod quota;
 mod restart;
 mod watching;
 

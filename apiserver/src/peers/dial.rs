@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{MEMBER, MESSAGES_PATH, SNAPSHOT_PATH, URL};
+use super::{GENERATION, MEMBER, MESSAGES_PATH, SNAPSHOT_PATH, URL};
 use crate::App;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -88,14 +88,18 @@ where
 {
     /// Makes the one request, in this server's name.
     async fn send(mut self, app: &App, (method, path): (Method, &str), body: B) -> io::Result<Response<Incoming>> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, self.authority.as_str())
             .header(MEMBER, format!("{:016x}", app.store.raw().status().member_id))
-            .header(URL, app.url())
-            .body(body)
-            .map_err(io::Error::other)?;
+            .header(URL, app.url());
+        let snapshot = app.store.raw().snapshot();
+        // Who has not been sent anything yet is of no life.
+        if !snapshot.members().is_empty() {
+            request = request.header(GENERATION, snapshot.generation());
+        }
+        let request = request.body(body).map_err(io::Error::other)?;
         self.sender.send_request(request).await.map_err(io::Error::other)
     }
 }
@@ -189,6 +193,7 @@ pub async fn messages(app: Arc<App>, id: u64, mut urls: watch::Receiver<String>,
         };
         match ended {
             Err(Ended::Removed(why)) => return app.store.raw().fail(why),
+            Err(Ended::Superseded) => return drop(app.superseded.send_replace(Some(url))),
             // The same complaint once, not ten times a second.
             Err(Ended::Broken(why)) if why != told => {
                 tracing::info!(member = format!("{id:016x}"), url, why, "no connection to another server");
@@ -204,6 +209,8 @@ pub async fn messages(app: Arc<App>, id: u64, mut urls: watch::Receiver<String>,
 enum Ended {
     /// The group has removed this server.
     Removed(String),
+    /// The group has begun another life without this server.
+    Superseded,
     Broken(String),
 }
 
@@ -218,7 +225,11 @@ async fn converse(app: &App, url: &str, waiting: &Arc<Mutex<Waiting>>) -> Result
     }
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let status = refusal(code, &body.map(|body| body.to_bytes()).unwrap_or_default());
-    Err(if code == StatusCode::GONE { Ended::Removed(status.message) } else { Ended::Broken(status.message) })
+    Err(match code {
+        StatusCode::GONE => Ended::Removed(status.message),
+        StatusCode::PRECONDITION_FAILED => Ended::Superseded,
+        _ => Ended::Broken(status.message),
+    })
 }
 
 /// Sends one server the snapshots that it is to have, one after the other.

@@ -5,10 +5,10 @@ use std::{str::FromStr, time::Duration};
 use api::status::{Reason, Status};
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 
-use super::{MEMBER, URL};
+use super::{GENERATION, MEMBER, URL};
 use crate::{App, present};
 
 /// One message; larger ones are none of ours. The largest write, alone in an append, has room several times over.
@@ -18,8 +18,14 @@ const MAX_SNAPSHOT: usize = 4 << 30;
 /// How long messages are still taken in by a server that stops: what it has begun it can finish.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Who sends, once it is clear that it may.
-fn sender(app: &App, headers: &HeaderMap) -> Result<u64, Status> {
+/// Who sends.
+enum Sender {
+    Member(u64),
+    /// One of an earlier life of the cluster, from before a restore or a recovery.
+    Superseded,
+}
+
+fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     let (Some(member), Some(url)) = (text(&MEMBER), text(&URL)) else {
         return Err(Status::bad_request("only another server sends this, and says who it is"));
@@ -28,18 +34,31 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<u64, Status> {
     if http::Uri::from_str(url).ok().and_then(|url| url.port_u16()).is_none() {
         return Err(Status::bad_request(format!("{url:?} is no server's address")));
     }
-    if app.store.raw().snapshot().members().get(&id).is_some_and(|info| info.removed) {
+    let snapshot = app.store.raw().snapshot();
+    let generation = text(&GENERATION).and_then(|text| text.parse::<u64>().ok());
+    // Whatever its number: the same may have been given again in this life.
+    if generation.is_some_and(|theirs| theirs < snapshot.generation()) {
+        return Ok(Sender::Superseded);
+    }
+    if snapshot.members().get(&id).is_some_and(|info| info.removed) {
         return Err(Status::gone(
             "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token",
         ));
     }
     app.peers.hear(id, url);
-    Ok(id)
+    Ok(Sender::Member(id))
+}
+
+/// For the sender to join this life of the cluster as if it were new.
+fn superseded() -> Response<Body> {
+    let mut response = present::text("the cluster has been restored or recovered without this server");
+    *response.status_mut() = StatusCode::PRECONDITION_FAILED;
+    response
 }
 
 /// Takes in messages until the sender has no more, or this server stops.
 pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let id = sender(app, request.headers())?;
+    let Sender::Member(id) = sender(app, request.headers())? else { return Ok(superseded()) };
     tracing::debug!(member = format!("{id:016x}"), "another server is connected");
     let mut body = request.into_body();
     let mut stop = app.stop.clone();
@@ -82,7 +101,7 @@ fn next(received: &mut BytesMut) -> Result<Option<Bytes>, Status> {
 
 /// Takes in a snapshot.
 pub async fn receive_snapshot(app: &App, request: Request<Body>) -> Result<Response<Body>, Status> {
-    let id = sender(app, request.headers())?;
+    let Sender::Member(id) = sender(app, request.headers())? else { return Ok(superseded()) };
     let Ok(_turn) = app.peers.receiving.try_lock() else {
         return Err(Status::new(Reason::Conflict, "another snapshot is being received"));
     };

@@ -1,53 +1,61 @@
-//! The services `Cluster`, `Maintenance`, `Auth` and `Health`.
+//! The services `Maintenance`, `Auth` and `Health`.
 
 use super::{
     Api, VERSION, kv,
     messages::{
         HeaderOnly,
         maintenance::{
-            AlarmAction, AlarmRequest, AlarmResponse, AuthStatusResponse, DowngradeInfo, HashKvRequest, HashKvResponse,
-            HashResponse, HealthCheckRequest, HealthCheckResponse, Member, MemberListRequest, MemberListResponse,
-            StatusResponse,
+            AlarmAction, AlarmMember, AlarmRequest, AlarmResponse, AlarmType, AuthStatusResponse, DowngradeInfo,
+            HashKvRequest, HashKvResponse, HashResponse, HealthCheckRequest, HealthCheckResponse, StatusResponse,
         },
     },
     status::Status,
 };
-use crate::{Revision, Snapshot, image};
+use crate::{Op, Revision, Snapshot, Txn, image, quota};
 
-pub async fn member_list(api: &Api, request: MemberListRequest) -> Result<MemberListResponse, Status> {
-    if request.linearizable {
-        api.store.read_barrier().await?;
-    }
-    let member = Member { id: api.store.member_id(), name: "default".to_owned(), ..Member::default() };
-    Ok(MemberListResponse { header: api.header_now(), members: vec![member] })
-}
-
-/// There is no quota, so nothing raises an alarm: none is listed, and none need be taken back.
 pub async fn alarm(api: &Api, request: AlarmRequest) -> Result<AlarmResponse, Status> {
-    match request.action() {
-        AlarmAction::Get | AlarmAction::Deactivate => {
-            Ok(AlarmResponse { header: api.header_now(), alarms: Vec::new() })
+    let raised = |id: &u64| AlarmMember { member_id: *id, alarm: AlarmType::NoSpace.into() };
+    let is_meant = |id: &u64| request.member_id == 0 || request.member_id == *id;
+    let concerned = matches!(request.alarm(), AlarmType::None | AlarmType::NoSpace);
+    let now = api.store.alarms();
+    let alarms = match request.action() {
+        AlarmAction::Get => now.iter().filter(|_| concerned).map(raised).collect(),
+        AlarmAction::Activate if request.alarm() == AlarmType::NoSpace => {
+            api.store.txn(quota::raise(request.member_id)).await?;
+            vec![raised(&request.member_id)]
         }
-        AlarmAction::Activate => Err(Status::unimplemented("alarms cannot be raised by hand")),
-    }
+        AlarmAction::Activate => return Err(Status::unimplemented("this alarm cannot be raised by hand")),
+        AlarmAction::Deactivate => {
+            let ended: Vec<u64> = now.into_iter().filter(|id| concerned && is_meant(id)).collect();
+            let delete = |id: &u64| Op::Delete { start: quota::alarm_key(*id), end: None };
+            if !ended.is_empty() {
+                api.store.txn(Txn { then: ended.iter().map(delete).collect(), ..Txn::default() }).await?;
+            }
+            ended.iter().map(raised).collect()
+        }
+    };
+    Ok(AlarmResponse { header: api.header_now(), alarms })
 }
 
 pub async fn status(api: &Api) -> Result<StatusResponse, Status> {
     let status = api.store.status();
-    let errors = if status.leader_id == 0 { vec![Status::NO_LEADER.message.into_owned()] } else { Vec::new() };
+    let mut errors = if status.leader_id == 0 { vec![Status::NO_LEADER.message.into_owned()] } else { Vec::new() };
+    errors.extend(api.store.alarms().iter().map(|id| format!("memberID:{id} alarm:NOSPACE ")));
+    let is_learner = api.store.group().borrow().learners.contains(&status.member_id);
     Ok(StatusResponse {
         header: api.header(status.revision),
         version: VERSION.to_owned(),
-        db_size: status.log_bytes as i64,
+        db_size: (status.log_bytes + status.bytes) as i64,
         leader: status.leader_id,
         raft_index: status.applied_index,
         raft_term: status.term,
         raft_applied_index: status.applied_index,
         errors,
-        db_size_in_use: status.log_bytes as i64,
+        db_size_in_use: status.bytes as i64,
+        db_size_quota: status.quota_bytes as i64,
+        is_learner,
         storage_version: format!("{}.0", VERSION.rsplit_once('.').map_or(VERSION, |(minor, _)| minor)),
         downgrade_info: Some(DowngradeInfo::default()),
-        ..StatusResponse::default()
     })
 }
 

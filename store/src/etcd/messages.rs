@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+pub mod cluster;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;

@@ -1,7 +1,7 @@
 //! Which call a path is, and who answers it.
 
 use super::{
-    Api,
+    Api, cluster,
     grpc::{Call, unary},
     kv, lease, maintenance,
     messages::Empty,
@@ -23,6 +23,12 @@ pub enum Method {
     LeaseTimeToLive,
     LeaseLeases,
     MemberList,
+    MemberAdd,
+    MemberRemove,
+    MemberUpdate,
+    MemberPromote,
+    MoveLeader,
+    Snapshot,
     Alarm,
     Status,
     Defragment,
@@ -57,17 +63,17 @@ const METHODS: &[(&str, Method)] = &[
     ("/etcdserverpb.Lease/LeaseTimeToLive", Method::LeaseTimeToLive),
     ("/etcdserverpb.Lease/LeaseLeases", Method::LeaseLeases),
     ("/etcdserverpb.Cluster/MemberList", Method::MemberList),
-    ("/etcdserverpb.Cluster/MemberAdd", Method::Missing("members cannot be added through the etcd API yet")),
-    ("/etcdserverpb.Cluster/MemberRemove", Method::Missing("members cannot be removed through the etcd API yet")),
-    ("/etcdserverpb.Cluster/MemberUpdate", Method::Missing("members cannot be updated through the etcd API yet")),
-    ("/etcdserverpb.Cluster/MemberPromote", Method::Missing("members cannot be promoted through the etcd API yet")),
+    ("/etcdserverpb.Cluster/MemberAdd", Method::MemberAdd),
+    ("/etcdserverpb.Cluster/MemberRemove", Method::MemberRemove),
+    ("/etcdserverpb.Cluster/MemberUpdate", Method::MemberUpdate),
+    ("/etcdserverpb.Cluster/MemberPromote", Method::MemberPromote),
     ("/etcdserverpb.Maintenance/Alarm", Method::Alarm),
     ("/etcdserverpb.Maintenance/Status", Method::Status),
     ("/etcdserverpb.Maintenance/Defragment", Method::Defragment),
     ("/etcdserverpb.Maintenance/Hash", Method::Hash),
     ("/etcdserverpb.Maintenance/HashKV", Method::HashKv),
-    ("/etcdserverpb.Maintenance/Snapshot", Method::Missing("snapshots are not served through the etcd API yet")),
-    ("/etcdserverpb.Maintenance/MoveLeader", Method::Missing("the leader cannot be moved through the etcd API yet")),
+    ("/etcdserverpb.Maintenance/Snapshot", Method::Snapshot),
+    ("/etcdserverpb.Maintenance/MoveLeader", Method::MoveLeader),
     ("/etcdserverpb.Maintenance/Downgrade", Method::Missing("there is no older version to go back to")),
     ("/etcdserverpb.Auth/AuthStatus", Method::AuthStatus),
     ("/etcdserverpb.Auth/AuthDisable", Method::AuthNothing),
@@ -105,7 +111,16 @@ impl Method {
     /// Whether it may take long, or has no end: such a call gets a task of its own.
     pub fn is_long(self) -> bool {
         match self {
-            Method::Watch | Method::LeaseKeepAlive | Method::Hash | Method::HashKv => true,
+            Method::Watch
+            | Method::LeaseKeepAlive
+            | Method::Hash
+            | Method::HashKv
+            | Method::Snapshot
+            | Method::MemberAdd
+            | Method::MemberRemove
+            | Method::MemberUpdate
+            | Method::MemberPromote
+            | Method::MoveLeader => true,
             Method::Range
             | Method::Put
             | Method::DeleteRange
@@ -151,7 +166,13 @@ async fn answer_others(api: Api, method: Method, call: Call) {
         Method::LeaseKeepAlive => lease::keep_alive(api, call).await,
         Method::LeaseTimeToLive => unary(call, |request| lease::time_to_live(api, request)).await,
         Method::LeaseLeases => unary(call, |_: Empty| lease::leases(api)).await,
-        Method::MemberList => unary(call, |request| maintenance::member_list(api, request)).await,
+        Method::MemberList => unary(call, |request| cluster::list(api, request)).await,
+        Method::MemberAdd => unary(call, |request| cluster::add(api, request)).await,
+        Method::MemberRemove => unary(call, |request| cluster::remove(api, request)).await,
+        Method::MemberUpdate => unary(call, |request| cluster::update(api, request)).await,
+        Method::MemberPromote => unary(call, |request| cluster::promote(api, request)).await,
+        Method::MoveLeader => unary(call, |request| cluster::move_leader(api, request)).await,
+        Method::Snapshot => cluster::snapshot(api, call).await,
         Method::Alarm => unary(call, |request| maintenance::alarm(api, request)).await,
         Method::Status => unary(call, |_: Empty| maintenance::status(api)).await,
         Method::Defragment => unary(call, |_: Empty| maintenance::defragment(api)).await,

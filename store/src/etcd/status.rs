@@ -38,6 +38,7 @@ impl Status {
     pub const DUPLICATE_KEY: Status = says(Code::InvalidArgument, "etcdserver: duplicate key given in txn request");
     pub const INVALID_SORT: Status = says(Code::InvalidArgument, "etcdserver: invalid sort option");
     pub const TOO_LARGE: Status = says(Code::InvalidArgument, "etcdserver: request is too large");
+    pub const NO_SPACE: Status = says(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
     pub const COMPACTED: Status = says(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
     pub const FUTURE: Status = says(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
     pub const LEASE_NOT_FOUND: Status = says(Code::NotFound, "etcdserver: requested lease not found");
@@ -70,6 +71,7 @@ impl From<Error> for Status {
             Error::KeyNotFound => Status::KEY_NOT_FOUND,
             Error::InvalidTxn { .. } => Status::DUPLICATE_KEY,
             Error::TooLarge { .. } => Status::TOO_LARGE,
+            Error::NoSpace { .. } => Status::NO_SPACE,
             // Either there is none, or it has too much to do already: clients try both again the same way.
             Error::Unavailable => Status::NO_LEADER,
             Error::Timeout { .. } => Status::TIMEOUT,

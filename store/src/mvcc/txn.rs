@@ -7,7 +7,7 @@ use std::{cmp::Ordering, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Answer, Applied, Position, Refusal, State};
+use super::{Answer, Applied, Position, Refusal, State, size_of};
 use crate::{
     Change, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Operand, Relation, Revision, Txn, TxnResult,
     types::range_of,
@@ -144,6 +144,8 @@ impl State {
             lease,
         });
         let previous = self.map.insert(kv.key.clone(), kv.clone());
+        self.bytes += size_of(&kv);
+        self.bytes -= previous.as_deref().map_or(0, size_of);
         if previous.as_ref().and_then(|old| old.lease) != lease {
             self.detach(previous.as_deref());
             if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
@@ -156,6 +158,7 @@ impl State {
 
     pub(super) fn delete(&mut self, kv: &Arc<KeyValue>, revision: Revision, events: &mut Vec<Event>) {
         self.map.remove(&kv.key);
+        self.bytes -= size_of(kv);
         self.detach(Some(kv));
         let last = KeyValue { mod_revision: revision, ..KeyValue::clone(kv) };
         events.push(Event { kind: EventKind::Delete, kv: Arc::new(last), previous: Some(kv.clone()) });

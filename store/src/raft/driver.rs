@@ -233,7 +233,8 @@ impl Driver {
             match input {
                 Input::Propose(one) => proposed.push(one),
                 Input::Change { change, answer } => self.change(change, answer),
-                Input::StepDown => self.hand_over(),
+                Input::StepDown(None) => self.hand_over(),
+                Input::StepDown(Some(next)) => self.node.transfer_leader(next),
                 Input::Read(reader) => self.readers.add(self.now(), reader),
                 Input::Message(message)
                     if self.is_installing() && message.get_msg_type() == MessageType::MsgTimeoutNow =>
@@ -595,7 +596,9 @@ impl Driver {
         let position = image.base.position;
         self.node.mut_store().install(position, ConfState::from(&image.base.members));
         let revision = image.base.revision;
-        *self.shared.state_mut() = State::new(image.clone());
+        let state = State::new(image.clone());
+        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
+        *self.shared.state_mut() = state;
         self.shared.hub.reset(revision);
         self.keeper.push(keeper::Job::Replace(image.clone()));
         self.applied = position.index;
@@ -666,6 +669,7 @@ impl Driver {
         }
         self.trim(&mut state);
         let oldest = state.oldest();
+        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
         drop(state);
         self.applied = last;
         let sleepers = self.shared.hub.dispatch(&batches);

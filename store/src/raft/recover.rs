@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use raft::RawNode;
+use raft::{RawNode, eraftpb::EntryType};
 use tokio::sync::oneshot;
 
 use super::{
@@ -22,13 +22,15 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    Error,
+    Config, Error,
     checkpoint::Checkpoint,
-    disk::Disk,
+    command::{self, Proposal},
+    disk::{Disk, RealDisk},
     image,
     log::{Log, Origin, Place, Recovered, SEGMENT_BYTES, Start, failed},
     mvcc::{Base, FIRST_REVISION, Image, Limits, Members, Position, State},
     shared::Shared,
+    store::QUOTA_BYTES,
 };
 
 /// Where a new group's log begins. Not 0: raft-rs takes that for a member that knows nothing yet.
@@ -62,6 +64,8 @@ pub struct Parts {
     pub lock: Option<PathBuf>,
     pub transport: Box<dyn Transport>,
     pub sizes: Sizes,
+    /// How many bytes keys and values may take.
+    pub quota: usize,
 }
 
 /// How much of the log is kept where.
@@ -94,6 +98,7 @@ impl Parts {
             lock: None,
             transport: Box::new(super::NoPeers),
             sizes: Sizes::default(),
+            quota: QUOTA_BYTES,
         }
     }
 
@@ -212,6 +217,45 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
     }
 }
 
+/// All that one member knows of.
+pub struct Survivor {
+    pub image: Image,
+    /// Entries after those that it knows to be committed.
+    pub unconfirmed: u64,
+}
+
+/// Reads the store of a member that does not run, and applies its whole log.
+pub fn read_all(config: &Config, member_id: u64) -> Result<Survivor, Error> {
+    let lock_path = config.dir.join("lock");
+    let _lock = lock(&lock_path)?;
+    let parts = Parts {
+        member_id,
+        voters: Vec::new(),
+        log_dir: config.dir.join("log"),
+        snapshot_dir: config.dir.join("snapshot"),
+        checkpoint: Some(config.dir.join("checkpoint")),
+        ..Parts::on_disk(member_id, Limits::NONE, Arc::new(RealDisk))
+    };
+    let (image, origin, _checkpoint, _) = load(&parts)?;
+    let at = Start { position: image.base.position, origin };
+    let (_, Recovered { hard_state, entries, .. }) = Log::open(parts.log_place(), at)?;
+    let unconfirmed = entries.iter().filter(|entry| entry.index > hard_state.commit && !entry.data.is_empty()).count();
+    let mut state = State::new(image);
+    for entry in entries {
+        let position = Position { index: entry.index, term: entry.term };
+        // Who belonged to the group does not matter any more.
+        if entry.entry_type != EntryType::EntryNormal || entry.data.is_empty() {
+            state.skip(position);
+            continue;
+        }
+        let Proposal { at, command } = command::decode(entry.data).map_err(|error| stopped(&error))?;
+        // What was refused was refused then too.
+        let _ = state.apply(position, at, &command);
+        state.trim(&Limits::NONE, at);
+    }
+    Ok(Survivor { image: state.image(), unconfirmed: unconfirmed as u64 })
+}
+
 /// The first snapshot of a new group, which says who votes, or of a member that knows nothing yet. It is on disk before
 /// there is a log.
 fn found_group(parts: &Parts) -> Result<Image, Error> {
@@ -273,6 +317,6 @@ fn spawn(
     spawned.map_err(|error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") })
 }
 
-pub fn stopped(error: &raft::Error) -> Error {
+pub fn stopped(error: &dyn std::fmt::Display) -> Error {
     Error::Fatal { reason: format!("raft: {error}") }
 }

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::{Config, Contents, Error, Op, Store, Txn, restore};
+use crate::{
+    Config, Contents, Error, MemberInfo, Op, Recovered, Store, Txn, member_key, prepare_join, recover, restore,
+};
 
 async fn put(store: &Store, key: &'static str, value: &'static str) -> u64 {
     let op =
@@ -48,4 +50,42 @@ async fn an_export_becomes_a_store() {
     assert!(matches!(restore(&third, damaged.clone().into()), Err(Error::Corrupt { .. })));
     assert!(!third.dir.exists());
     assert!(Contents::of(damaged.into()).is_err());
+}
+
+#[tokio::test]
+async fn a_survivor_keeps_what_it_knows_and_leaves_the_others_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new(dir.path().join("store"));
+    assert!(matches!(recover(&config), Err(Error::Disk { .. })), "there is nothing");
+    let store = Store::open(config.clone()).await.unwrap();
+    put(&store, "a", "1").await;
+    let info = MemberInfo { name: "another".into(), ..MemberInfo::default() };
+    let op = Op::Put { key: member_key(7), value: info.encode(), lease: None };
+    store.txn(Txn { then: vec![op], ..Txn::default() }).await.unwrap();
+    store.change_members(crate::MemberChange::AddLearner(7)).await.unwrap();
+    let last = put(&store, "b", "2").await;
+    assert!(matches!(recover(&config), Err(Error::InUse { .. })), "it runs");
+    store.shutdown().await.unwrap();
+
+    let Recovered { lost, before, unconfirmed, .. } = recover(&config).unwrap();
+    assert_eq!((lost, unconfirmed), (vec![info], 0));
+    assert!(before.join("log").exists(), "it is still there as it was");
+    for round in 0..2 {
+        let store = Store::open(config.clone()).await.unwrap();
+        let snapshot = store.snapshot();
+        assert_eq!(&snapshot.get(b"b").unwrap().value[..], b"2", "round {round}");
+        assert!(snapshot.members().is_empty() && snapshot.generation() > 0);
+        let group = store.group().borrow().clone();
+        assert_eq!((group.voters, group.learners), (vec![1], vec![]));
+        assert!(put(&store, "c", "3").await > last + 1000);
+        store.shutdown().await.unwrap();
+    }
+    // One that had joined keeps its number.
+    let joined = Config::new(dir.path().join("joined"));
+    prepare_join(&joined.dir, 9).unwrap();
+    Store::open(joined.clone()).await.unwrap().shutdown().await.unwrap();
+    recover(&joined).unwrap();
+    let store = Store::open(joined).await.unwrap();
+    assert_eq!(store.group().borrow().voters, [9]);
+    store.shutdown().await.unwrap();
 }

@@ -24,6 +24,7 @@ async fn open_short(dir: &Path) -> Result<Store, Error> {
         lock: Some(dir.join("lock")),
         transport: Box::new(NoPeers),
         sizes: Sizes { segment: 64 << 10, cut_after: 16 << 10, tail: 0 },
+        quota: crate::QUOTA_BYTES,
     })
     .await
 }

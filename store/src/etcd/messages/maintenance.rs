@@ -1,34 +1,6 @@
-//! Messages of the services `Cluster`, `Maintenance`, `Auth` and `Health`.
+//! Messages of the services `Maintenance`, `Auth` and `Health`.
 
 use super::ResponseHeader;
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Member {
-    #[prost(uint64, tag = 1)]
-    pub id: u64,
-    #[prost(string, tag = 2)]
-    pub name: String,
-    #[prost(string, repeated, tag = 3)]
-    pub peer_urls: Vec<String>,
-    #[prost(string, repeated, tag = 4)]
-    pub client_urls: Vec<String>,
-    #[prost(bool, tag = 5)]
-    pub is_learner: bool,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct MemberListRequest {
-    #[prost(bool, tag = 1)]
-    pub linearizable: bool,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct MemberListResponse {
-    #[prost(message, optional, tag = 1)]
-    pub header: Option<ResponseHeader>,
-    #[prost(message, repeated, tag = 2)]
-    pub members: Vec<Member>,
-}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct AlarmRequest {
@@ -36,7 +8,7 @@ pub struct AlarmRequest {
     pub action: i32,
     #[prost(uint64, tag = 2)]
     pub member_id: u64,
-    #[prost(int32, tag = 3)]
+    #[prost(enumeration = "AlarmType", tag = 3)]
     pub alarm: i32,
 }
 
@@ -44,7 +16,7 @@ pub struct AlarmRequest {
 pub struct AlarmMember {
     #[prost(uint64, tag = 1)]
     pub member_id: u64,
-    #[prost(int32, tag = 2)]
+    #[prost(enumeration = "AlarmType", tag = 2)]
     pub alarm: i32,
 }
 
@@ -150,4 +122,12 @@ pub enum AlarmAction {
     Get = 0,
     Activate = 1,
     Deactivate = 2,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum AlarmType {
+    None = 0,
+    NoSpace = 1,
+    Corrupt = 2,
 }

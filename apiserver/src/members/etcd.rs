@@ -1,0 +1,105 @@
+//! Members as clients of the etcd API see them: the same servers, under etcd's names.
+
+use std::sync::Arc;
+
+use api::status::{Reason, Status};
+use bytes::Bytes;
+use http::Method;
+use store::{
+    MemberInfo,
+    etcd::{Cluster, ClusterChange, ClusterError, Doing},
+};
+
+use super::{Admitted, Application, SERVERS_PATH, admit_at, pass_on, promote_one, take_out, write};
+use crate::App;
+
+/// The cluster, for [`store::etcd::serve`].
+pub struct EtcdCluster(pub Arc<App>);
+
+impl Cluster for EtcdCluster {
+    fn change(&self, change: ClusterChange) -> Doing<'_, u64> {
+        Box::pin(async move {
+            match change {
+                ClusterChange::Add { peer_urls } => add(&self.0, peer_urls).await,
+                ClusterChange::Remove(id) => remove(&self.0, id).await,
+                ClusterChange::Update { id, peer_urls } => update(&self.0, id, peer_urls).await,
+                ClusterChange::Promote(id) => promote(&self.0, id).await,
+            }
+        })
+    }
+
+    fn archive(&self) -> Doing<'_, Bytes> {
+        Box::pin(async {
+            let taken = self.0.snapshots().take().await.map_err(ClusterError::Other)?;
+            Ok(taken.archive.into())
+        })
+    }
+}
+
+fn known(app: &App, id: u64) -> Result<MemberInfo, ClusterError> {
+    let known = app.store.raw().snapshot().members().remove(&id);
+    known.filter(|info| !info.removed).ok_or(ClusterError::NotFound)
+}
+
+async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
+    let [url] = &peer_urls[..] else {
+        return Err(ClusterError::Other("a server has one address".into()));
+    };
+    let members = app.store.raw().snapshot().members();
+    if members.values().any(|info| !info.removed && info.peer_urls.contains(url)) {
+        return Err(ClusterError::Exists);
+    }
+    // The place is kept for whoever joins from there: it takes it over under a number of its own.
+    let application = Application { name: String::new(), url: url.clone(), ..Application::of_cluster(app) };
+    let body = serde_json::to_vec(&application).unwrap_or_default();
+    match pass_on(app, (Method::POST, SERVERS_PATH), body.into()).await.map_err(failure)? {
+        Some(answer) => {
+            let Admitted { member } =
+                serde_json::from_slice(&answer).map_err(|e| ClusterError::Other(e.to_string()))?;
+            u64::from_str_radix(&member, 16).map_err(|_| ClusterError::Other(format!("{member:?} is no member")))
+        }
+        None => admit_at(app, application).await.map_err(failure),
+    }
+}
+
+async fn remove(app: &App, id: u64) -> Result<u64, ClusterError> {
+    known(app, id)?;
+    let path = format!("{SERVERS_PATH}/{id:016x}");
+    if pass_on(app, (Method::DELETE, &path), Bytes::new()).await.map_err(failure)?.is_none() {
+        let _one = app.changing.lock().await;
+        take_out(app, id).await.map_err(failure)?;
+    }
+    Ok(id)
+}
+
+/// Any server may write it down: it is a key like any other.
+async fn update(app: &App, id: u64, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
+    let info = known(app, id)?;
+    write(app, id, &MemberInfo { peer_urls, ..info }).await.map_err(failure)?;
+    Ok(id)
+}
+
+async fn promote(app: &App, id: u64) -> Result<u64, ClusterError> {
+    known(app, id)?;
+    if !app.store.raw().group().borrow().learners.contains(&id) {
+        return Err(ClusterError::NotLearner);
+    }
+    let path = format!("{SERVERS_PATH}/{id:016x}");
+    let promoted = match pass_on(app, (Method::POST, &path), Bytes::new()).await {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => promote_one(app, id).await,
+        Err(status) => Err(status),
+    };
+    match promoted {
+        Ok(()) => Ok(id),
+        Err(status) if status.reason == Reason::BadRequest => Err(ClusterError::NotInSync),
+        Err(status) => Err(failure(status)),
+    }
+}
+
+fn failure(status: Status) -> ClusterError {
+    match status.reason {
+        Reason::ServiceUnavailable | Reason::Timeout => ClusterError::Unavailable,
+        _ => ClusterError::Other(status.message),
+    }
+}
