@@ -53,20 +53,28 @@ where
     let mut long = JoinSet::new();
     let ended = poll_fn(|context| {
         loop {
-            // Answers first: what they have written, the connection then sends in one go.
-            while let Poll::Ready(Some(())) = short.poll_next_unpin(context) {}
-            let Poll::Ready(accepted) = connection.poll_accept(context) else { break };
-            let (request, respond) = match accepted {
-                Some(Ok(accepted)) => accepted,
-                Some(Err(error)) => return Poll::Ready(Err(error)),
-                None => return Poll::Ready(Ok(End::Closed)),
-            };
-            let Some((method, call)) = route(&api, request, respond) else { continue };
-            let answer = method::answer(api.clone(), method, call);
-            if method.is_long() {
-                long.spawn(answer);
-            } else {
-                short.push(answer);
+            // Everything that has come first, and then the answers: to accept is also to send what has been written, so
+            // that the answers of one round leave in one go.
+            while let Poll::Ready(accepted) = connection.poll_accept(context) {
+                let (request, respond) = match accepted {
+                    Some(Ok(accepted)) => accepted,
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
+                    None => return Poll::Ready(Ok(End::Closed)),
+                };
+                let Some((method, call)) = route(&api, request, respond) else { continue };
+                let answer = method::answer(api.clone(), method, call);
+                if method.is_long() {
+                    long.spawn(answer);
+                } else {
+                    short.push(answer);
+                }
+            }
+            let mut answered = false;
+            while let Poll::Ready(Some(())) = short.poll_next_unpin(context) {
+                answered = true;
+            }
+            if !answered {
+                break;
             }
         }
         while let Poll::Ready(Some(_)) = long.poll_join_next(context) {}

@@ -204,6 +204,12 @@ impl Driver {
         self.stop.take().and_then(|(_, done)| done)
     }
 
+    /// Whether this member is the only one, learners included.
+    pub fn is_single(&self) -> bool {
+        let mut members = self.node.raft.prs().iter();
+        members.next().is_some_and(|(&id, _)| id == self.node.raft.id) && members.next().is_none()
+    }
+
     fn now(&self) -> Duration {
         self.now.since_start
     }
@@ -549,7 +555,7 @@ impl Driver {
         let raft = &self.node.raft;
         let leads = raft.state == StateRole::Leader && raft.apply_to_current_term();
         // Learners count: they have no vote, but must be sent what got lost.
-        let single = raft.prs().iter().all(|(&id, _)| id == raft.id);
+        let single = self.is_single();
         let alone = leads && single && self.applied >= raft.raft_log.committed;
         self.shared.gauges.role(self.leader, raft.term, alone);
         self.tell_group();

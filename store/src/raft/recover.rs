@@ -131,9 +131,8 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
     let Member { driver, writer, keeper, started } = assemble(parts, seed)?;
     let inbox = started.inbox.clone();
-    let threads =
-        vec![spawn("store-log", &inbox, move || writer.run())?, spawn("store-keep", &inbox, move || keeper.run())?];
-    let runner = Runner { driver, inbox: inbox.clone(), threads, lock };
+    let threads = vec![spawn("store-keep", &inbox, move || keeper.run())?];
+    let runner = Runner { driver, inbox: inbox.clone(), writer: Some(writer), threads, lock };
     spawn("store-raft", &inbox, move || runner.run())?;
     Ok(started)
 }
@@ -302,7 +301,7 @@ fn lock(path: &Path) -> Result<fs::File, Error> {
 }
 
 /// A thread whose panic ends the store, rather than leaving the others to wait for it for ever.
-fn spawn(
+pub fn spawn(
     name: &'static str,
     inbox: &Arc<Queue<Input>>,
     work: impl FnOnce() + Send + 'static,

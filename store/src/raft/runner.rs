@@ -1,4 +1,4 @@
-//! The driver's thread: gives it the machine's clock, and sees to the end.
+//! The driver's thread: gives it the machine's clock, writes the log where nobody else need, and sees to the end.
 
 use std::{
     fs,
@@ -11,12 +11,17 @@ use std::{
 use super::{
     Input, Queue,
     driver::{Driver, Now, Turn},
+    recover,
+    writer::Writer,
 };
 use crate::{Error, store::unix_millis};
 
 pub struct Runner {
     pub driver: Driver,
     pub inbox: Arc<Queue<Input>>,
+    /// Here while this member has no fellows: then nobody waits for a heartbeat while the disk is written, and the work
+    /// need not be handed to another thread and back.
+    pub writer: Option<Writer>,
     /// Those that the driver hands its work to; they end after it.
     pub threads: Vec<JoinHandle<()>>,
     pub lock: Option<fs::File>,
@@ -36,6 +41,7 @@ impl Runner {
             tracing::error!(%reason, "the store stops");
         }
         self.driver.end(&error);
+        self.write();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -59,6 +65,20 @@ impl Runner {
                 Turn::Wait(longest) => wait = longest,
                 Turn::Stopped => return Ok(()),
             }
+            if self.driver.is_single() {
+                self.write();
+            } else if let Some(writer) = self.writer.take() {
+                self.threads.push(recover::spawn("store-log", &self.inbox, move || writer.run())?);
+            }
+        }
+    }
+
+    /// Writes what the driver has for the disk, where that is this thread's work. How it went is an input of the next turn.
+    fn write(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let jobs = writer.jobs.take(Duration::ZERO);
+        if !jobs.is_empty() && writer.turn(jobs).is_break() {
+            self.writer = None;
         }
     }
 }
