@@ -1,6 +1,7 @@
 //! Servers on hosts of their own, with clients at work all the time, while what can break breaks.
 //!
 //! - [`run`]: one run, from the first server to the verdict
+//! - [`members`]: servers come, go and come back, one thing at a time
 //! - [`schedule`]: which fault comes next, by a seed
 //! - [`servers`]: the processes; [`disk`]: what they write on; [`cut`]: what the network does to them
 //! - [`clients`], [`watchers`]: those who write, read and watch, on a host of their own ([`inside`]), by [`kube`]
@@ -10,6 +11,8 @@
 //! `FAULT_SECONDS=1800 FAULT_SEED=7 cargo test -p e2e --test faults -- one_cluster_under_faults --nocapture` is a long run.
 
 mod run;
+
+mod members;
 
 mod schedule;
 
