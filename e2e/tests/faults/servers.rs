@@ -53,25 +53,32 @@ impl Server {
         self.disk.path().join("data")
     }
 
-    fn command(&self) -> Result<Command> {
+    /// A command of the binary, on this host and for its data directory.
+    pub fn command(&self, name: &str) -> Result<Command> {
         let mut command = self.host.command(binary()?.to_str().context("a path in UTF-8")?);
-        command.args(["server", "--data-dir"]).arg(self.data()).args(["--advertise-address", &self.host.address]);
+        command.args([name, "--data-dir"]).arg(self.data());
+        Ok(command)
+    }
+
+    fn server(&self, more: &[&str]) -> Result<Command> {
+        let mut command = self.command("server")?;
+        command.args(["--advertise-address", &self.host.address]).args(more);
         Ok(command)
     }
 
     /// Starts it on whatever is on its disk.
     pub fn start(&mut self, more: &[&str]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log)?;
-        let mut command = self.command()?;
-        command.args(more).env("MINIK8S_LOG", "info").stdout(log.try_clone()?).stderr(log);
+        let mut command = self.server(more)?;
+        command.env("MINIK8S_LOG", "info").stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().with_context(|| format!("start {}", self.name))?);
         Ok(())
     }
 
     /// Runs it to its end, which must come by itself: with these arguments it cannot be a server.
     pub fn run(&self, more: &[&str]) -> Result<Output> {
-        let mut command = self.command()?;
-        let mut child = command.args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut command = self.server(more)?;
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let done = wait(&format!("end of {} with {more:?}", self.name), REFUSED, || Ok(child.try_wait()?));
         if done.is_err() {
             child.kill()?;
