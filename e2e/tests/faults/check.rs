@@ -225,7 +225,7 @@ fn fits(operation: &Operation, change: &Change, versions: &Versions) -> bool {
             (Kind::Modified, name, value) == (change.kind, change.name, change.item.value)
         }
         Request::Delete { name, at } => (Kind::Deleted, name) == (change.kind, change.name) && named(at),
-        Request::Get { .. } | Request::List => false,
+        Request::Get { .. } | Request::List | Request::Pages => false,
     }
 }
 
@@ -352,7 +352,7 @@ fn looked(
     let (name, at) = match operation.request {
         Request::Update { name, at, .. } | Request::Delete { name, at } => (name, at),
         Request::Create { name, .. } | Request::Patch { name, .. } | Request::Get { name } => (name, None),
-        Request::List => return None,
+        Request::List | Request::Pages => return None,
     };
     let point = match &operation.outcome {
         Outcome::Got(got) => versions.first(name, floor, |item| item == *got),

@@ -98,8 +98,9 @@ fn choose(dice: &mut Dice, known: &BTreeMap<Name, Revision>, shared: &Shared) ->
         50..60 => Request::Patch { name, value: shared.value() },
         60..68 => Request::Delete { name, at: None },
         68..75 => Request::Delete { name, at },
-        75..94 => Request::Get { name },
-        _ => Request::List,
+        75..93 => Request::Get { name },
+        93..98 => Request::List,
+        _ => Request::Pages,
     }
 }
 

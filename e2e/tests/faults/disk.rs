@@ -1,10 +1,12 @@
 //! A file system of its own for each server, that can be filled and can fail.
 //!
 //! It is ext4 on a loop device, whose file lies, with holes, in a tmpfs: where the tmpfs has no room for a block, the device
-//! answers its write with an error, as a disk does that dies.
+//! answers its write with an error, as a disk does that dies. That comes to light at the next sync. A file system can also be
+//! shut down, after which every operation on it fails at once.
 
 use std::{
     fs,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +18,20 @@ use e2e::{
 
 /// More than a server writes in the longest run; only what was written takes memory.
 const SIZE: &str = "512m";
+
+/// How a disk fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failing {
+    /// No block can be written any more: what is written is found to be lost when it is synced.
+    Blocks,
+    /// The file system is gone, with EIO for everything.
+    Whole,
+}
+
+// FS_IOC_SHUTDOWN of the kernel's linux/fs.h: the number is one that says that it reads, though the kernel only takes.
+nix::ioctl_read!(shut_down, b'X', 125, u32);
+/// Without writing the journal: nothing that is not on the disk gets there.
+const WITHOUT_LOG: u32 = 2;
 
 pub struct Disk {
     shelf: PathBuf,
@@ -66,8 +82,22 @@ impl Disk {
         sh(&format!("rm -f {0}/ballast {0}/rest", self.mount.display()))
     }
 
+    pub fn fail(&self, how: Failing) -> Result<()> {
+        match how {
+            Failing::Blocks => self.fail_blocks(),
+            Failing::Whole => self.fail_whole(),
+        }
+    }
+
+    fn fail_whole(&self) -> Result<()> {
+        let root = fs::File::open(&self.mount)?;
+        let mut flags = WITHOUT_LOG;
+        // SAFETY: the descriptor is open, and `flags` is a valid number for as long as the call takes.
+        unsafe { shut_down(root.as_raw_fd(), &raw mut flags) }.context("shut the file system down").map(drop)
+    }
+
     /// From now on every write that reaches the device is an error, wherever it goes.
-    pub fn fail(&self) -> Result<()> {
+    fn fail_blocks(&self) -> Result<()> {
         let shelf = self.shelf.display();
         // A tmpfs has at least one page. What the server writes in between is in the way of what follows.
         let line = format!(

@@ -45,6 +45,8 @@ pub enum Request {
         name: Name,
     },
     List,
+    /// A list in several answers, which are of one revision all the same.
+    Pages,
 }
 
 impl Request {
@@ -57,6 +59,7 @@ impl Request {
             Request::Delete { .. } => "delete",
             Request::Get { .. } => "get",
             Request::List => "list",
+            Request::Pages => "list in pages",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use reqwest::{Client, Method, Response, header};
+use reqwest::{Client, Method, RequestBuilder, Response, header};
 use serde_json::{Value as Json, json};
 
 use super::history::{Change, Item, Kind, Name, Outcome, Request, Revision, Told, Value};
@@ -64,6 +64,9 @@ impl Access {
     }
 }
 
+/// A list of all names takes a few pages of this size.
+const PAGE: usize = 7;
+
 fn collection(server: &str) -> String {
     format!("https://{server}:6443/api/v1/namespaces/{NAMESPACE}/configmaps")
 }
@@ -82,7 +85,11 @@ fn config_map(name: Name, value: Value, at: Option<Revision>) -> Json {
 
 /// Sends a request to the server at an address, and says what came of it.
 pub async fn perform(client: &Client, server: &str, request: &Request, patience: Duration) -> Outcome {
-    match exchange(client, server, request, patience).await {
+    let answer = match request {
+        Request::Pages => pages(client, server, patience).await,
+        _ => exchange(client, server, request, patience).await,
+    };
+    match answer {
         Ok(Some((code, body))) => {
             outcome(request, code, &body).unwrap_or_else(|| Outcome::Odd(format!("{code}: {body}")))
         }
@@ -117,13 +124,17 @@ async fn exchange(
             (Method::DELETE, one(name), "application/json", options)
         }
         Request::Get { name } => (Method::GET, one(name), "", None),
-        Request::List => (Method::GET, all, "", None),
+        Request::List | Request::Pages => (Method::GET, all, "", None),
     };
     let mut builder = client.request(method, url).timeout(patience).header(header::ACCEPT, "application/json");
     if let Some(body) = body {
         builder = builder.header(header::CONTENT_TYPE, kind).body(body.to_string());
     }
-    let response = builder.send().await?;
+    answer(builder).await
+}
+
+async fn answer(request: RequestBuilder) -> reqwest::Result<Option<(u16, Json)>> {
+    let response = request.send().await?;
     let code = response.status().as_u16();
     let body = response.bytes().await?;
     if code == 429 || code >= 500 {
@@ -131,6 +142,28 @@ async fn exchange(
     }
     let parsed = serde_json::from_slice(&body);
     Ok(Some((code, parsed.unwrap_or_else(|_| Json::String(String::from_utf8_lossy(&body).into_owned())))))
+}
+
+/// Several pages put together, as one answer.
+async fn pages(client: &Client, server: &str, patience: Duration) -> reqwest::Result<Option<(u16, Json)>> {
+    let (mut whole, mut next) = (Vec::new(), String::new());
+    loop {
+        let url = format!("{}?limit={PAGE}&continue={next}", collection(server));
+        let (code, mut page) = match answer(client.get(url).timeout(patience)).await? {
+            Some((200, page)) => (200, page),
+            // What the next page is of has been forgotten: that says nothing.
+            Some((410, _)) if !next.is_empty() => return Ok(None),
+            other => return Ok(other),
+        };
+        if let Some(items) = page["items"].as_array_mut() {
+            whole.append(items);
+        }
+        next = page["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        if next.is_empty() {
+            page["items"] = whole.into();
+            return Ok(Some((code, page)));
+        }
+    }
 }
 
 /// None if it makes no sense.
@@ -150,7 +183,7 @@ fn outcome(request: &Request, code: u16, body: &Json) -> Option<Outcome> {
         (Request::Delete { .. }, 200, _) => Some(Outcome::Deleted(uid(body["details"]["uid"].as_str()?)?)),
         (Request::Get { .. }, 200, _) => Some(Outcome::Got(Some(item(body)?.1))),
         (Request::Get { .. }, 404, "NotFound") => Some(Outcome::Got(None)),
-        (Request::List, 200, _) => {
+        (Request::List | Request::Pages, 200, _) => {
             let items = body["items"].as_array()?.iter().filter_map(item).collect::<BTreeMap<_, _>>();
             Some(Outcome::Listed(revision(&body["metadata"])?, items))
         }

@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 use e2e::wait::{seconds, wait};
 
 use super::{
+    disk::Failing,
     history::{Name, Outcome, Request, Revision, Value},
     kube::{self, perform},
     servers::Servers,
@@ -165,10 +166,10 @@ fn a_server_that_was_removed_or_has_a_wrong_token_is_told_so() -> Result<()> {
     })
 }
 
-/// The disk of a server that is alone: full, it may end, and has everything when it is back; broken, it says so.
+/// It ends, and has everything when there is room again.
 #[test]
-fn a_disk_that_is_full_or_broken_is_named() -> Result<()> {
-    on(Servers::start("disk", 1)?, |servers| {
+fn a_disk_that_is_full_is_named() -> Result<()> {
+    on(Servers::start("full", 1)?, |servers| {
         make_namespace(servers)?;
         let written = [(0, 100, write(servers, 0, 0, 100)?)];
         servers.all[0].disk.fill()?;
@@ -185,12 +186,22 @@ fn a_disk_that_is_full_or_broken_is_named() -> Result<()> {
         servers.spawn(0)?;
         servers.wait_members(1)?;
         have(servers, &[0], &written)?;
-
-        servers.all[0].disk.fail()?;
-        let outcome = ask(servers, 0, Request::Create { name: 1, value: 100 })?;
-        ensure!(outcome == Outcome::Unknown, "a write to a broken disk was answered with {outcome:?}");
-        let status = wait("end of a server whose disk fails", seconds(20), || servers.all[0].ended())?;
-        servers.all[0].ended_of_its_disk(status)?;
         servers.all[0].check_log()
     })
+}
+
+#[test]
+fn a_disk_that_fails_is_named() -> Result<()> {
+    for how in [Failing::Blocks, Failing::Whole] {
+        on(Servers::start("broken", 1)?, |servers| {
+            make_namespace(servers)?;
+            servers.all[0].disk.fail(how)?;
+            let outcome = ask(servers, 0, Request::Create { name: 1, value: 100 })?;
+            ensure!(outcome == Outcome::Unknown, "{how:?}: a write to a broken disk was answered with {outcome:?}");
+            let status = wait("end of a server whose disk fails", seconds(20), || servers.all[0].ended())?;
+            servers.all[0].ended_of_its_disk(status)?;
+            servers.all[0].check_log()
+        })?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! One run: clients at work, one fault after the other, and at the end the question whether it was one cluster all the time.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     fs,
     path::PathBuf,
@@ -17,6 +18,7 @@ use super::{
     check::check,
     clients::{self, PROBES, Shared},
     cut::{self, Cut},
+    disk::Failing,
     history::{History, Items, Moment, Name, Operation, Outcome, Request, Revision, Told},
     kube::{self, Protocol},
     report::{Death, Report, acks},
@@ -261,7 +263,9 @@ impl Run {
 
     fn break_disk(&mut self, victim: usize) -> Result<()> {
         let server = &mut self.servers.all[victim];
-        server.disk.fail()?;
+        let how = *self.schedule.pick(&[Failing::Blocks, Failing::Whole]);
+        eprintln!("    {how:?}");
+        server.disk.fail(how)?;
         let broke = Instant::now();
         let status = wait("end of a server whose disk fails", DYING, || server.ended())?;
         server.ended_of_its_disk(status)?;
@@ -332,13 +336,8 @@ impl Run {
                 Err(error) => self.violation(format!("a watcher broke off: {error}")),
             }
         }
-        let goal = self.goal.revision.load(Ordering::Relaxed);
-        for log in self.history.watches.clone() {
-            // Those of before a new beginning need not have got there; the last one of each must have.
-            let last = self.history.watches.iter().rfind(|other| other.server == log.server);
-            if last == Some(&log) && got_to(&log) < goal {
-                self.violation(format!("watcher {} got to {} and not to {goal}", log.server, got_to(&log)));
-            }
+        for late in self.late_watchers() {
+            self.violation(late);
         }
         for found in check(&self.history) {
             self.violation(found);
@@ -350,6 +349,15 @@ impl Run {
         report.acks = acks(&self.history.operations);
         let told = self.history.watches.iter().flat_map(|log| &log.told);
         report.told = told.filter(|(_, told)| matches!(told, Told::Change(_))).count();
+    }
+
+    /// The last log of each watcher must have got to the goal; those of before a new beginning need not.
+    fn late_watchers(&self) -> Vec<String> {
+        let goal = self.goal.revision.load(Ordering::Relaxed);
+        let last: BTreeMap<&str, Revision> =
+            self.history.watches.iter().map(|log| (log.server.as_str(), got_to(log))).collect();
+        let late = last.into_iter().filter(|(_, got_to)| *got_to < goal);
+        late.map(|(name, got_to)| format!("watcher {name} got to {got_to} and not to {goal}")).collect()
     }
 
     /// A last write through each server, which every watcher must see; then each lists the same.
