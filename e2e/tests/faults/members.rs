@@ -94,6 +94,32 @@ fn three_servers_are_one_cluster() -> Result<()> {
     })
 }
 
+/// How often one server is asked at once for what another one has just been told.
+const TIMES: Value = 100;
+
+/// No server denies what another one has acknowledged, however far behind it is.
+#[test]
+fn a_refusal_is_of_its_time() -> Result<()> {
+    on(Servers::start("refusals", 3)?, |servers| {
+        make_namespace(servers)?;
+        let leader = servers.leader()?;
+        let other = servers.others(leader)[0];
+        let wrote = |at, request: Request| match ask(servers, at, request.clone())? {
+            Outcome::Wrote(_) | Outcome::Deleted(_) => Ok(()),
+            wrong => Err(anyhow::anyhow!("s{at} answers {request:?} with {wrong:?}; s{leader} leads")),
+        };
+        for value in (0..TIMES).map(|time| time * 4) {
+            wrote(leader, Request::Create { name: 0, value })?;
+            wrote(other, Request::Update { name: 0, value: value + 1, at: None })?;
+            wrote(leader, Request::Delete { name: 0, at: None })?;
+            wrote(other, Request::Create { name: 0, value: value + 2 })?;
+            wrote(leader, Request::Update { name: 0, value: value + 3, at: None })?;
+            wrote(other, Request::Delete { name: 0, at: None })?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_server_with_an_empty_disk_takes_its_own_place() -> Result<()> {
     on(Servers::start("empty", 3)?, |servers| {

@@ -238,9 +238,11 @@ impl Servers {
         all[0].start(&[])?;
         let kubeconfig = all[0].data().join("kubeconfig.yaml");
         let access = wait("kubeconfig", READY, || {
-            all[0].still_runs()?;
-            Access::read(&kubeconfig).map(Some)
-        })?;
+            if let Err(ended) = all[0].still_runs() {
+                return Ok(Some(Err(ended)));
+            }
+            Access::read(&kubeconfig).map(|access| Some(Ok(access)))
+        })??;
         let inside = Inside::new(&clients)?;
         let client = access.client(Protocol::Http1)?;
         let mut servers = Servers {
@@ -311,10 +313,12 @@ impl Servers {
         wait(&format!("{count} servers that are one cluster"), READY, || {
             let mut leaders = Vec::new();
             for at in 0..count {
-                self.all[at].still_runs()?;
+                if let Err(ended) = self.all[at].still_runs() {
+                    return Ok(Some(Err(ended)));
+                }
                 self.ready(at).with_context(|| format!("server {at}"))?;
                 if self.all.len() == 1 {
-                    return Ok(Some(()));
+                    return Ok(Some(Ok(())));
                 }
                 let status = self.status(at).with_context(|| format!("server {at}"))?;
                 let wanted = (0..count).map(|at| (self.all[at].host.address.clone(), true)).collect();
@@ -323,8 +327,8 @@ impl Servers {
             }
             leaders.dedup();
             ensure!(leaders.len() == 1, "the leaders are {leaders:?}");
-            Ok(Some(()))
-        })
+            Ok(Some(Ok(())))
+        })?
     }
 
     pub fn leader(&self) -> Result<usize> {
