@@ -9,6 +9,7 @@
 //! - [`report`]: how long nobody could write
 //!
 //! `FAULT_SECONDS=1800 FAULT_SEED=7 cargo test -p e2e --test faults -- one_cluster_under_faults --nocapture` is a long run.
+//! With `FAULT_SERVERS=1` there is one server, and those faults that one comes back from with all that it has.
 
 mod run;
 
