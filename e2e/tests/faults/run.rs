@@ -251,8 +251,11 @@ impl Run {
             ended = server.ended()?;
             thread::sleep(Duration::from_millis(50));
         }
+        if ended.is_none() && server.stops()? {
+            ended = Some(wait("end of a server that has given up its disk", DYING, || server.ended())?);
+        }
         let Some(status) = ended else {
-            self.say("    it did not end");
+            self.say("    it goes on");
             return Ok(());
         };
         server.ended_of_its_disk(status)?;

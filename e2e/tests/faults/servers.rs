@@ -161,11 +161,21 @@ impl Server {
         Ok(())
     }
 
+    /// What its log has since the last check, and how long it is now.
+    fn news(&self) -> Result<(String, usize)> {
+        let log = fs::read(&self.log)?;
+        Ok((String::from_utf8_lossy(&log[self.seen.min(log.len())..]).into_owned(), log.len()))
+    }
+
+    /// Whether it has said that its store is at its end, so that it must end soon as well.
+    pub fn stops(&self) -> Result<bool> {
+        Ok(self.news()?.0.contains("the store stops"))
+    }
+
     /// No panic, whatever happened.
     pub fn check_log(&mut self) -> Result<()> {
-        let log = fs::read(&self.log).unwrap_or_default();
-        let new = String::from_utf8_lossy(&log[self.seen.min(log.len())..]).into_owned();
-        self.seen = log.len();
+        let (new, seen) = self.news()?;
+        self.seen = seen;
         let lines: Vec<&str> = new.lines().collect();
         let Some(at) = lines.iter().position(|line| line.contains("panicked")) else { return Ok(()) };
         bail!("{} panicked: {}", self.name, lines[at..lines.len().min(at + 3)].join(" | "))
