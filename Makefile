@@ -7,7 +7,7 @@ export LIBSECCOMP_LIB_PATH ?= $(LIBRARIES)
 
 # To link, and to route; then, what the tests' hosts, images and clients are made of.
 BUILD_PACKAGES := build-essential libseccomp-dev nftables
-TEST_PACKAGES := iproute2 util-linux procps curl docker-registry skopeo busybox-static nginx-light dnsutils
+TEST_PACKAGES := iproute2 util-linux e2fsprogs procps curl docker-registry skopeo busybox-static nginx-light dnsutils
 
 dev: release
 	./target/$(HOST)/release/minik8s dev

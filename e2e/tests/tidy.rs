@@ -89,6 +89,10 @@ const PURE: &[&str] = &[
     "store/src/lease.rs",
     "store/src/log/frame.rs",
     "store/src/mvcc.rs",
+    "e2e/tests/faults/check.rs",
+    "e2e/tests/faults/history.rs",
+    "e2e/tests/faults/report.rs",
+    "e2e/tests/faults/schedule.rs",
     "store/src/types.rs",
 ];
 
