@@ -141,41 +141,55 @@ impl App {
         body: Value,
         dry_run: DryRun,
     ) -> Result<Stored, Status> {
-        let generated = meta::name(&body).is_empty();
-        for _ in 0..MAX_TRIES {
-            let snapshot = self.store.snapshot();
-            let (uid, random) = (entropy::uid(), entropy::bytes::<8>());
-            let birth = admit::Birth { uid: &uid, now: clock::seconds(), random: &random };
-            let mut object = admit::create(kind, namespace, body.clone(), birth)?;
-            let name = meta::name(&object).to_owned();
-            let key = keys::object(kind, namespace, &name);
-            let exists = snapshot.contains(&key);
-            if exists && generated {
-                continue;
-            }
-            let home = home(&snapshot, kind, namespace, &name)?;
-            if exists {
-                return Err(Status::already_exists(kind, &name));
-            }
-            let claims = self.claims(kind, &snapshot, None, Some(&mut object))?;
-            let value = stored::encode(&object);
-            if dry_run == DryRun::All {
-                return Ok(Stored { value, revision: snapshot.revision() });
-            }
-            let mut txn = Txn::default();
-            txn.compare.push(Compare::ModRevision { key: key.clone(), equals: 0 });
-            txn.compare.extend(home);
-            txn.compare.extend(claims.compare);
-            let sealed = snapshot.seal(&key, &value)?;
-            txn.compare.extend(sealed.guard);
-            txn.then.push(Op::Put { key, value: sealed.value, lease: self.lease(kind).await? });
-            txn.then.extend(claims.ops);
-            let result = self.store.txn(txn).await.map_err(store_failure)?;
-            if result.succeeded {
-                return Ok(Stored { value, revision: result.revision });
+        let mut attempts = Attempts::new(self);
+        while attempts.next() {
+            let attempt = self.try_create(kind, namespace, (&body, dry_run)).await;
+            if let Some(done) = attempts.settle(attempt).await {
+                return done;
             }
         }
         Err(too_busy(kind))
+    }
+
+    async fn try_create(
+        &self,
+        kind: &'static Kind,
+        namespace: &str,
+        (body, dry_run): (&Value, DryRun),
+    ) -> Result<Step<Stored>, Refusal> {
+        let generated = meta::name(body).is_empty();
+        let snapshot = self.store.snapshot();
+        let (uid, random) = (entropy::uid(), entropy::bytes::<8>());
+        let birth = admit::Birth { uid: &uid, now: clock::seconds(), random: &random };
+        let mut object = admit::create(kind, namespace, body.clone(), birth)?;
+        let name = meta::name(&object).to_owned();
+        let key = keys::object(kind, namespace, &name);
+        let exists = snapshot.contains(&key);
+        if exists && generated {
+            return Ok(Step::Again);
+        }
+        let home = home(&snapshot, kind, namespace, &name)?;
+        if exists {
+            return Err(Status::already_exists(kind, &name).into());
+        }
+        let claims = self.claims(kind, &snapshot, None, Some(&mut object))?;
+        let value = stored::encode(&object);
+        if dry_run == DryRun::All {
+            return Ok(Step::Answered(Stored { value, revision: snapshot.revision() }));
+        }
+        let mut txn = Txn::default();
+        txn.compare.push(Compare::ModRevision { key: key.clone(), equals: 0 });
+        txn.compare.extend(home);
+        txn.compare.extend(claims.compare);
+        let sealed = snapshot.seal(&key, &value)?;
+        txn.compare.extend(sealed.guard);
+        txn.then.push(Op::Put { key, value: sealed.value, lease: self.lease(kind).await? });
+        txn.then.extend(claims.ops);
+        let result = self.store.txn(txn).await.map_err(|error| Refusal::Final(store_failure(error)))?;
+        Ok(match result.succeeded {
+            true => Step::Written(Stored { value, revision: result.revision }),
+            false => Step::Again,
+        })
     }
 
     /// Changes an object by `change`, which is asked again when the object changed in between.
@@ -184,76 +198,97 @@ impl App {
         spot: Spot<'_>,
         mut change: impl FnMut(&Value) -> Result<Updated, Status>,
     ) -> Result<Stored, Status> {
-        let key = spot.key();
-        for _ in 0..MAX_TRIES {
-            let snapshot = self.store.snapshot();
-            let kv = snapshot.get(&key)?.ok_or_else(|| spot.not_found())?;
-            let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
-            let (mut new, remove) = match change(&old)? {
-                Updated::Unchanged if snapshot.is_current(&key)? => {
-                    return Ok(Stored { value: kv.value.clone(), revision: kv.mod_revision });
-                }
-                // Who writes an object again as it is has it encrypted as it should be now.
-                Updated::Unchanged => (old.clone(), false),
-                Updated::Put(new) => (new, false),
-                Updated::Remove(new) => (new, true),
-            };
-            let claims = self.claims(spot.kind, &snapshot, Some(&old), (!remove).then_some(&mut new))?;
-            let value = stored::encode(&new);
-            let same = !remove && value == kv.value && snapshot.is_current(&key)?;
-            if same || spot.dry_run == DryRun::All {
-                return Ok(Stored { value, revision: kv.mod_revision });
-            }
-            let write = match remove {
-                true => Write::Delete,
-                false => Write::Put(snapshot.seal(&key, &value)?, self.lease(spot.kind).await?),
-            };
-            if let Some(revision) = self.commit(&key, kv.mod_revision, write, claims).await? {
-                return Ok(Stored { value, revision });
+        let mut attempts = Attempts::new(self);
+        while attempts.next() {
+            let attempt = self.try_update(spot, &mut change).await;
+            if let Some(done) = attempts.settle(attempt).await {
+                return done;
             }
         }
         Err(too_busy(spot.kind))
     }
 
-    pub async fn delete(&self, spot: Spot<'_>, options: &DeleteOptions) -> Result<Gone, Status> {
+    async fn try_update(
+        &self,
+        spot: Spot<'_>,
+        change: &mut impl FnMut(&Value) -> Result<Updated, Status>,
+    ) -> Result<Step<Stored>, Refusal> {
         let key = spot.key();
-        refuse_protected(spot.kind, spot.name)?;
-        for _ in 0..MAX_TRIES {
-            let snapshot = self.store.snapshot();
-            let kv = match snapshot.get(&key) {
-                Ok(kv) => kv.ok_or_else(|| spot.not_found())?,
-                Err(unreadable) => match self.give_up(&snapshot, spot, options, unreadable).await? {
-                    Some(gone) => return Ok(gone),
-                    None => continue,
-                },
-            };
-            let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
-            let marked = match admit::delete(spot.kind, &old, options, clock::seconds())? {
-                Deleted::Already => {
-                    return Ok(Gone::Waiting(Stored { value: kv.value.clone(), revision: kv.mod_revision }));
-                }
-                Deleted::Mark(marked) => Some(marked),
-                Deleted::Remove => None,
-            };
-            let value = marked.as_ref().map(stored::encode);
-            if spot.dry_run == DryRun::All {
-                return Ok(match value {
-                    Some(value) => Gone::Waiting(Stored { value, revision: kv.mod_revision }),
-                    None => Gone::Removed(old),
-                });
+        let snapshot = self.store.snapshot();
+        let kv = snapshot.get(&key)?.ok_or_else(|| spot.not_found())?;
+        let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
+        let (mut new, remove) = match change(&old)? {
+            Updated::Unchanged if snapshot.is_current(&key)? => {
+                return Ok(Step::Answered(Stored { value: kv.value.clone(), revision: kv.mod_revision }));
             }
-            let (write, claims) = match &value {
-                Some(value) => (Write::Put(snapshot.seal(&key, value)?, kv.lease), allocate::Claims::default()),
-                None => (Write::Delete, self.claims(spot.kind, &snapshot, Some(&old), None)?),
-            };
-            if let Some(revision) = self.commit(&key, kv.mod_revision, write, claims).await? {
-                return Ok(match value {
-                    Some(value) => Gone::Waiting(Stored { value, revision }),
-                    None => Gone::Removed(old),
-                });
+            // Who writes an object again as it is has it encrypted as it should be now.
+            Updated::Unchanged => (old.clone(), false),
+            Updated::Put(new) => (new, false),
+            Updated::Remove(new) => (new, true),
+        };
+        let claims = self.claims(spot.kind, &snapshot, Some(&old), (!remove).then_some(&mut new))?;
+        let value = stored::encode(&new);
+        let same = !remove && value == kv.value && snapshot.is_current(&key)?;
+        if same || spot.dry_run == DryRun::All {
+            return Ok(Step::Answered(Stored { value, revision: kv.mod_revision }));
+        }
+        let write = match remove {
+            true => Write::Delete,
+            false => Write::Put(snapshot.seal(&key, &value)?, self.lease(spot.kind).await?),
+        };
+        let written = self.commit(&key, kv.mod_revision, write, claims).await?;
+        Ok(written.map_or(Step::Again, |revision| Step::Written(Stored { value, revision })))
+    }
+
+    pub async fn delete(&self, spot: Spot<'_>, options: &DeleteOptions) -> Result<Gone, Status> {
+        refuse_protected(spot.kind, spot.name)?;
+        let mut attempts = Attempts::new(self);
+        while attempts.next() {
+            let attempt = self.try_delete(spot, options).await;
+            if let Some(done) = attempts.settle(attempt).await {
+                return done;
             }
         }
         Err(too_busy(spot.kind))
+    }
+
+    async fn try_delete(&self, spot: Spot<'_>, options: &DeleteOptions) -> Result<Step<Gone>, Refusal> {
+        let key = spot.key();
+        let snapshot = self.store.snapshot();
+        let kv = match snapshot.get(&key) {
+            Ok(kv) => kv.ok_or_else(|| spot.not_found())?,
+            Err(unreadable) => {
+                let given_up = self.give_up(&snapshot, spot, options, unreadable).await?;
+                return Ok(given_up.map_or(Step::Again, Step::Written));
+            }
+        };
+        let old = stored::decode(&kv.value, kv.mod_revision).map_err(Status::internal)?;
+        let marked = match admit::delete(spot.kind, &old, options, clock::seconds())? {
+            Deleted::Already => {
+                let waiting = Stored { value: kv.value.clone(), revision: kv.mod_revision };
+                return Ok(Step::Answered(Gone::Waiting(waiting)));
+            }
+            Deleted::Mark(marked) => Some(marked),
+            Deleted::Remove => None,
+        };
+        let value = marked.as_ref().map(stored::encode);
+        if spot.dry_run == DryRun::All {
+            return Ok(Step::Answered(match value {
+                Some(value) => Gone::Waiting(Stored { value, revision: kv.mod_revision }),
+                None => Gone::Removed(old),
+            }));
+        }
+        let (write, claims) = match &value {
+            Some(value) => (Write::Put(snapshot.seal(&key, value)?, kv.lease), allocate::Claims::default()),
+            None => (Write::Delete, self.claims(spot.kind, &snapshot, Some(&old), None)?),
+        };
+        let written = self.commit(&key, kv.mod_revision, write, claims).await?;
+        Ok(written.map_or(Step::Again, |revision| {
+            Step::Written(match value {
+                Some(value) => Gone::Waiting(Stored { value, revision }),
+                None => Gone::Removed(old),
+            })
+        }))
     }
 
     /// Removes what nobody can read, for whoever names it and sets no conditions. Addresses that it had as a service stay
@@ -264,10 +299,10 @@ impl App {
         spot: Spot<'_>,
         options: &DeleteOptions,
         unreadable: Status,
-    ) -> Result<Option<Gone>, Status> {
+    ) -> Result<Option<Gone>, Refusal> {
         let key = spot.key();
         let Some(kv) = snapshot.sealed(&key).filter(|_| options.preconditions.is_none()) else {
-            return Err(unreadable);
+            return Err(unreadable.into());
         };
         let gone = Gone::Removed(json!({"metadata": {"namespace": spot.namespace, "name": spot.name}}));
         if spot.dry_run == DryRun::All {
@@ -285,7 +320,7 @@ impl App {
         read: u64,
         write: Write,
         claims: allocate::Claims,
-    ) -> Result<Option<u64>, Status> {
+    ) -> Result<Option<u64>, Refusal> {
         let mut txn = Txn::default();
         txn.compare.push(Compare::ModRevision { key: key.clone(), equals: read });
         txn.compare.extend(claims.compare);
@@ -297,7 +332,7 @@ impl App {
             Write::Delete => txn.then.push(Op::Delete { start: key.clone(), end: None }),
         }
         txn.then.extend(claims.ops);
-        let result = self.store.txn(txn).await.map_err(store_failure)?;
+        let result = self.store.txn(txn).await.map_err(|error| Refusal::Final(store_failure(error)))?;
         Ok(result.succeeded.then_some(result.revision))
     }
 
@@ -330,6 +365,74 @@ impl App {
         *current = Some((clock::instant(), id));
         Ok(Some(id))
     }
+}
+
+/// What one attempt at a write came to.
+enum Step<T> {
+    Written(T),
+    /// Nothing needs to be written, by the state it was decided on.
+    Answered(T),
+    /// Somebody else was quicker.
+    Again,
+}
+
+/// Why nothing was written.
+enum Refusal {
+    /// The state that it was decided on does not allow it.
+    ByState(Status),
+    /// Nobody knows whether another attempt would repeat what is done already.
+    Final(Status),
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Refusal {
+        Refusal::ByState(status)
+    }
+}
+
+/// Attempts at one write, until it is done.
+///
+/// What is written is right whatever it was decided on, as the commit compares that. What is not written is answered by
+/// what this server knows, and it may lag behind: what another one has acknowledged must not be denied. So a refusal
+/// counts only on a state that was the newest after the request came.
+struct Attempts<'a> {
+    app: &'a App,
+    knows: Knows,
+    left: usize,
+}
+
+impl Attempts<'_> {
+    fn new(app: &App) -> Attempts<'_> {
+        let knows = if app.store.raw().is_alone() { Knows::Newest } else { Knows::Something };
+        Attempts { app, knows, left: MAX_TRIES }
+    }
+
+    fn next(&mut self) -> bool {
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// What the request is answered, or none for another attempt.
+    async fn settle<T>(&mut self, attempt: Result<Step<T>, Refusal>) -> Option<Result<T, Status>> {
+        match (attempt, self.knows) {
+            (Ok(Step::Written(done)), _) | (Ok(Step::Answered(done)), Knows::Newest) => Some(Ok(done)),
+            (Err(Refusal::Final(status)), _) | (Err(Refusal::ByState(status)), Knows::Newest) => Some(Err(status)),
+            (Ok(Step::Again), _) => None,
+            (Ok(Step::Answered(_)) | Err(Refusal::ByState(_)), Knows::Something) => {
+                self.knows = Knows::Newest;
+                self.app.store.read_barrier().await.err().map(|error| Err(store_failure(error)))
+            }
+        }
+    }
+}
+
+/// What a server knows of the state that it decides on.
+#[derive(Clone, Copy)]
+enum Knows {
+    Something,
+    /// All that was acknowledged, by whichever server, before the request came.
+    Newest,
 }
 
 fn too_busy(kind: &Kind) -> Status {

@@ -179,10 +179,15 @@ impl Store {
         Ok(Snapshot { map: undo.undo().map, revision })
     }
 
+    /// Whether this member is the only one and leads: then it knows everything that was acknowledged.
+    pub fn is_alone(&self) -> bool {
+        self.shared.gauges.is_alone()
+    }
+
     /// After it, `snapshot` has every write acknowledged before the call, by whichever member.
     pub async fn read_barrier(&self) -> Result<(), Error> {
         // What a lone leader has acknowledged it has applied: there is nobody to ask.
-        if self.shared.gauges.is_alone() {
+        if self.is_alone() {
             return Ok(());
         }
         self.shared.check_open()?;

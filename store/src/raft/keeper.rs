@@ -140,7 +140,8 @@ impl Keeper {
             && let Err(reason) = work(checkpoint)
         {
             tracing::warn!(%reason, "the checkpoint failed and is given up");
-            self.checkpoint = None;
+            // Not dropped: sled would flush, and after a failed write its flush waits for ever.
+            std::mem::forget(self.checkpoint.take());
         }
     }
 }

@@ -42,8 +42,11 @@ impl Runner {
         }
         self.driver.end(&error);
         self.write();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        // After a failure nobody knows how long the others may hang in it, and nothing of theirs is needed any more.
+        if matches!(error, Error::Closed) {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
         drop(self.lock.take());
         // Whoever sent something while the doors were closing is told too.
