@@ -1,7 +1,7 @@
 //! etcd's v3 API over gRPC: what `etcdctl`, the client libraries and the original kube-apiserver speak.
 //!
 //! Modules, in reading order:
-//! - `connection`: one client's HTTP/2 connection; `method`: which call a path is;
+//! - `shards`: the threads that connections are spread over; `connection`: one client's HTTP/2 connection; `method`: which call a path is;
 //! - `grpc`: messages in frames, and how a call ends; `status`: what etcd says when something is refused;
 //! - `kv`, `txn`, `watch`, `lease`, `cluster`, `maintenance`: the services;
 //! - `messages`: what goes over the wire.
@@ -19,6 +19,7 @@ mod lease;
 mod maintenance;
 mod messages;
 mod method;
+mod shards;
 mod status;
 mod txn;
 mod watch;
@@ -27,13 +28,16 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch as signal,
-    task::JoinSet,
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, watch as signal},
 };
 use tokio_rustls::TlsAcceptor;
 
 pub use self::cluster::{Alone, Cluster, ClusterChange, ClusterError, Doing};
-use self::messages::ResponseHeader;
+use self::{
+    messages::ResponseHeader,
+    shards::{Guest, Shards},
+};
 use crate::{Revision, Store};
 
 /// The version of etcd whose API this is. Clients decide by it what they may ask for.
@@ -65,20 +69,21 @@ pub async fn serve(
     tls: impl Fn() -> Option<Tls>,
     stop: impl Future<Output = ()>,
 ) {
-    let api = Api { store, cluster };
+    let api = Api { store, cluster, runtime: Handle::current() };
     let (stopping, stopped) = signal::channel(false);
-    let mut connections = JoinSet::new();
+    let mut shards = match Shards::start(&api, &stopped) {
+        Ok(shards) => shards,
+        Err(error) => return tracing::error!(%error, "the etcd API is not served"),
+    };
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
             () = &mut stop => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
+            accepted = accept(&listener, &permits) => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(connect(api.clone(), stream, tls(), stopped.clone()));
-            }
+            Ok((stream, permit)) => shards.take(Guest { stream, tls: tls(), permit }),
             Err(error) => {
                 tracing::warn!(%error, "a connection to the etcd API could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -88,8 +93,16 @@ pub async fn serve(
     drop(listener);
     // Nobody listening is as good as everybody having heard.
     let _ = stopping.send(true);
-    let all = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(GRACE * 2, all).await;
+    let _ = tokio::time::timeout(GRACE * 2, shards.end()).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(std::net::TcpStream, OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    Ok((stream.into_std()?, permit))
 }
 
 async fn connect(api: Api, stream: TcpStream, tls: Option<Tls>, stopped: signal::Receiver<bool>) {
@@ -124,6 +137,8 @@ async fn connect(api: Api, stream: TcpStream, tls: Option<Tls>, stopped: signal:
 struct Api {
     store: Store,
     cluster: Arc<dyn Cluster>,
+    /// For work that others must not wait for.
+    runtime: Handle,
 }
 
 /// All the members of one group answer the same number, and no client compares it with another group's.

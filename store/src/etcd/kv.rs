@@ -59,8 +59,8 @@ pub async fn range(api: &Api, request: RangeRequest) -> Result<RangeResponse, St
     if request.range_end.is_empty() && request.revision <= 0 {
         return read(api, &request);
     }
-    let api = api.clone();
-    let read = tokio::spawn(async move { read(&api, &request) }).await;
+    let reader = api.clone();
+    let read = api.runtime.spawn(async move { read(&reader, &request) }).await;
     read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 

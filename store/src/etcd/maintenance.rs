@@ -66,21 +66,27 @@ pub async fn defragment(api: &Api) -> Result<HeaderOnly, Status> {
 
 pub async fn hash(api: &Api) -> Result<HashResponse, Status> {
     let snapshot = api.store.snapshot();
-    Ok(HashResponse { header: api.header(snapshot.revision()), hash: hash_of(&snapshot) })
+    Ok(HashResponse { header: api.header(snapshot.revision()), hash: hash_of(api, &snapshot).await })
 }
 
 pub async fn hash_kv(api: &Api, request: HashKvRequest) -> Result<HashKvResponse, Status> {
     let (now, snapshot) = kv::snapshot(api, request.revision)?;
     Ok(HashKvResponse {
         header: api.header(now),
-        hash: hash_of(&snapshot),
+        hash: hash_of(api, &snapshot).await,
         compact_revision: api.store.compact_revision().map_or(-1, |revision| revision as i64),
         hash_revision: snapshot.revision() as i64,
     })
 }
 
 /// Two members with the same keys at the same revision have the same, whatever history each of them has kept.
-fn hash_of(snapshot: &Snapshot) -> u32 {
+async fn hash_of(api: &Api, snapshot: &Snapshot) -> u32 {
+    let snapshot = snapshot.clone();
+    let hashed = api.runtime.spawn_blocking(move || digest(&snapshot)).await;
+    hashed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+fn digest(snapshot: &Snapshot) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     let mut record = Vec::new();
     for kv in snapshot.map.values() {
