@@ -1,5 +1,9 @@
-//! Owns the Raft node: inputs in, Readies out, entries applied. It has no clock and no random source: a turn is given
-//! the time, and a member its seed, so that `runner` can give it those of the machine and the simulator its own.
+//! Owns the Raft node: inputs in and Readies out (here), entries applied (`apply`), members changed (`members`). It has no
+//! clock and no random source: a turn is given the time, and a member its seed, so that `runner` can give it those of the
+//! machine and the simulator its own.
+
+mod apply;
+mod members;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,10 +14,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use raft::{
     RawNode, SnapshotStatus, SoftState, StateRole,
-    eraftpb::{
-        ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
-        MessageType, Snapshot,
-    },
+    eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot},
 };
 use tokio::sync::oneshot;
 
@@ -25,12 +26,12 @@ use super::{
     writer,
 };
 use crate::{
-    Batch, Error, Group, LeaseId, MemberChange,
+    Error, LeaseId,
     command::{self, Command, Proposal},
     image,
     lease::LeaseClock,
     log::Write,
-    mvcc::{Answer, Applied, Limits, Members, Position, Refusal, State},
+    mvcc::{Limits, State},
     shared::Shared,
     wire::OutgoingSnapshot,
 };
@@ -204,12 +205,6 @@ impl Driver {
         self.stop.take().and_then(|(_, done)| done)
     }
 
-    /// Whether this member is the only one, learners included.
-    pub fn is_single(&self) -> bool {
-        let mut members = self.node.raft.prs().iter();
-        members.next().is_some_and(|(&id, _)| id == self.node.raft.id) && members.next().is_none()
-    }
-
     fn now(&self) -> Duration {
         self.now.since_start
     }
@@ -320,79 +315,6 @@ impl Driver {
         }
     }
 
-    /// Whoever stops and leads has the member that knows most lead at once, instead of being missed first.
-    fn hand_over(&mut self) {
-        if self.role != StateRole::Leader {
-            return;
-        }
-        let raft = &self.node.raft;
-        let voters = self.shared.state().members().voters.clone();
-        let others = voters.into_iter().filter(|&id| id != raft.id);
-        let known =
-            others.filter_map(|id| Some((raft.prs().get(id)?, id))).filter(|(progress, _)| progress.recent_active);
-        if let Some((_, next)) = known.max_by_key(|(progress, _)| progress.matched) {
-            self.node.transfer_leader(next);
-        }
-    }
-
-    /// Only the leader changes who belongs to the group, and one thing at a time.
-    fn change(&mut self, change: MemberChange, answer: oneshot::Sender<Result<Answer, Error>>) {
-        let proposed = self.propose_change(change);
-        match proposed {
-            Ok(id) => {
-                let proposed = Proposed { data: Bytes::new(), operation: "change of members", answer, permit: None };
-                self.proposals.add(id, self.now(), proposed);
-            }
-            Err(error) => drop(answer.send(Err(error))),
-        }
-    }
-
-    fn propose_change(&mut self, change: MemberChange) -> Result<u64, Error> {
-        // raft-rs would put an empty entry in its place, and nobody would ever hear of it.
-        if self.role != StateRole::Leader || self.node.raft.has_pending_conf() {
-            return Err(Error::Unavailable);
-        }
-        let members = self.shared.state().members().clone();
-        let refuse = |reason: String| Err(Error::InvalidChange { reason });
-        let (id, kind) = match change {
-            MemberChange::AddLearner(id) if members.voters.contains(&id) || members.learners.contains(&id) => {
-                return refuse(format!("member {id} belongs to the group already"));
-            }
-            MemberChange::AddLearner(id) => (id, ConfChangeType::AddLearnerNode),
-            MemberChange::Promote(id) if !members.learners.contains(&id) => {
-                return refuse(format!("member {id} is no learner"));
-            }
-            MemberChange::Promote(id) => {
-                let log = &self.node.raft.raft_log;
-                let matched = self.node.raft.prs().get(id).map_or(0, |progress| progress.matched);
-                // One that has nothing yet may not even be there.
-                if matched == 0 || matched + CAUGHT_UP < log.committed {
-                    return refuse(format!("member {id} has {matched} of {} log entries so far", log.committed));
-                }
-                (id, ConfChangeType::AddNode)
-            }
-            MemberChange::Remove(id) if members.voters[..] == [id] => {
-                return refuse(format!("member {id} is the last one with a vote"));
-            }
-            MemberChange::Remove(id) if !members.voters.contains(&id) && !members.learners.contains(&id) => {
-                return refuse(format!("member {id} does not belong to the group"));
-            }
-            MemberChange::Remove(id) if id == self.node.raft.id => {
-                // A leader that is no member could go on leading; whoever leads next removes it.
-                self.hand_over();
-                return Err(Error::Unavailable);
-            }
-            MemberChange::Remove(id) => (id, ConfChangeType::RemoveNode),
-        };
-        let single = ConfChangeSingle { change_type: kind, node_id: id, ..ConfChangeSingle::default() };
-        let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
-        let number = self.next_id;
-        self.next_id += 1;
-        let context = self.context(number);
-        self.node.propose_conf_change(context.to_vec(), change).map_err(|_| Error::Unavailable)?;
-        Ok(number)
-    }
-
     /// Marks an entry as one that somebody waits for here.
     fn context(&self, number: u64) -> Bytes {
         let mut context = BytesMut::with_capacity(16);
@@ -428,23 +350,6 @@ impl Driver {
         }
     }
 
-    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
-    fn look_around(&mut self, now: Duration) {
-        if self.role != StateRole::Leader {
-            self.heard.clear();
-            return;
-        }
-        let raft = &self.node.raft;
-        for (&id, _) in raft.prs().iter().filter(|(id, progress)| **id != raft.id && progress.recent_active) {
-            self.heard.insert(id, now);
-        }
-        let slow = self.writing.front().is_some_and(|(_, since)| *since + SLOW_DISK < now);
-        if slow && raft.lead_transferee.is_none() && self.stop.is_none() {
-            tracing::warn!("this member's disk is slow: another one is asked to lead");
-            self.hand_over();
-        }
-    }
-
     fn send(&mut self, messages: Vec<Message>) {
         for message in messages {
             if message.get_msg_type() != MessageType::MsgSnapshot {
@@ -459,31 +364,6 @@ impl Driver {
                 None => self.node.report_snapshot(message.to, SnapshotStatus::Failure),
             }
         }
-    }
-
-    /// Tells who is interested what the group looks like.
-    fn tell_group(&self) {
-        let (state, now) = (self.shared.state(), self.now());
-        let Members { voters, learners, .. } = state.members();
-        let is_active = |id: &u64| self.heard.get(id).is_some_and(|heard| *heard + ABSENT > now);
-        let active = || voters.iter().chain(learners).copied().filter(is_active);
-        self.shared.group.send_if_modified(|told| {
-            // Every turn comes here, and hardly one has news: nothing is copied for the others.
-            let same = told.leader_id == self.leader
-                && told.voters == *voters
-                && told.learners == *learners
-                && active().eq(told.active.iter().copied());
-            if !same {
-                *told = Group {
-                    member_id: self.node.raft.id,
-                    leader_id: self.leader,
-                    voters: voters.clone(),
-                    learners: learners.clone(),
-                    active: active().collect(),
-                };
-            }
-            !same
-        });
     }
 
     /// Works off every Ready, in the order that safety asks for: a leader's messages may leave before its own sync,
@@ -583,14 +463,6 @@ impl Driver {
         !was_leading && self.role == StateRole::Leader
     }
 
-    /// A new leader gives every lease its whole time again.
-    fn start_leases(&mut self) {
-        let now = self.now().as_millis() as u64;
-        for (id, ttl_ms) in self.shared.state().leases() {
-            self.leases.set(id, now.saturating_add(ttl_ms));
-        }
-    }
-
     /// Puts a received snapshot in the place of everything. It is on disk before anyone is told.
     fn install(&mut self, snapshot: &Snapshot) -> Result<crate::mvcc::Image, Error> {
         let fatal = |what: String| Error::Fatal { reason: format!("a received snapshot cannot be used: {what}") };
@@ -612,181 +484,12 @@ impl Driver {
         self.committed.clear();
         Ok(image)
     }
-
-    /// Applies what is committed, up to a change of members that this member does not yet know durably to be committed.
-    ///
-    /// Were it applied before, and this member restarted without the note that it is committed, it would vote as the
-    /// group was before: one that was alone would find itself elected at once, while the others go on without it.
-    fn apply_committed(&mut self) -> Result<(), Error> {
-        let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable.commit;
-        let waits = |entry: &Entry| changes(entry) || self.leaves_unheard(entry);
-        let ready = self.committed.iter().position(waits).unwrap_or(self.committed.len());
-        let entries = self.committed.drain(..ready).collect();
-        self.apply(entries)
-    }
-
-    /// Whether `entry` removes this member, which leads, and those who stay do not know yet that it is committed. Once it
-    /// is applied nobody here tells them, and without this member's vote they could elect nobody who does.
-    fn leaves_unheard(&self, entry: &Entry) -> bool {
-        let raft = &self.node.raft;
-        if raft.state != StateRole::Leader || entry.entry_type != EntryType::EntryConfChangeV2 {
-            return false;
-        }
-        let removes_me =
-            |change: &ConfChangeSingle| change.node_id == raft.id && change.change_type == ConfChangeType::RemoveNode;
-        if !parse::<ConfChangeV2>(&entry.data).is_ok_and(|change| change.changes.iter().any(removes_me)) {
-            return false;
-        }
-        let voters = raft.prs().conf().voters().ids();
-        let others: Vec<u64> = voters.iter().filter(|&id| id != raft.id).collect();
-        let knows = |id: &&u64| raft.prs().get(**id).is_some_and(|other| other.committed_index >= entry.index);
-        others.iter().filter(knows).count() * 2 <= others.len()
-    }
-
-    /// Applies entries, hands out their events, answers who proposed them, and wakes the watchers.
-    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
-        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
-        // Taken apart before the state is locked: readers wait for as little as possible.
-        let mut decoded = Vec::with_capacity(entries.len());
-        for entry in entries {
-            decoded.push(self.decode(entry)?);
-        }
-        let mut answers = Vec::with_capacity(decoded.len());
-        let mut batches: Vec<Arc<Batch>> = Vec::with_capacity(decoded.len());
-        let now = self.now().as_millis() as u64;
-        let shared = self.shared.clone();
-        let mut state = shared.state_mut();
-        for Decoded { position, id, what } in decoded {
-            match what {
-                What::Nothing => state.skip(position),
-                What::Members(members) => {
-                    state.set_members(position, members);
-                    answers.extend(id.map(|id| (id, Ok(Answer::Done))));
-                }
-                What::Proposal(Proposal { at, command }) => {
-                    // A clock set back must not make the history look young.
-                    self.at = self.at.max(at);
-                    let Applied { answer, batch } = state.apply(position, self.at, &command);
-                    self.time_lease(&command, &answer, now);
-                    answers.extend(id.map(|id| (id, answer)));
-                    batches.extend(batch);
-                }
-            }
-        }
-        self.trim(&mut state);
-        let oldest = state.oldest();
-        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
-        drop(state);
-        self.applied = last;
-        let sleepers = self.shared.hub.dispatch(&batches);
-        for (id, answer) in answers {
-            self.proposals.answer(id, answer.map_err(Error::from));
-        }
-        sleepers.wake();
-        if oldest > self.shared.hub.forgotten() {
-            self.shared.hub.forget(oldest);
-        }
-        Ok(())
-    }
-
-    fn decode(&mut self, entry: Entry) -> Result<Decoded, Error> {
-        let position = Position { index: entry.index, term: entry.term };
-        let unreadable =
-            |what: String| Error::Fatal { reason: format!("entry {} of the log cannot be read: {what}", entry.index) };
-        let what = match entry.entry_type {
-            EntryType::EntryNormal if entry.data.is_empty() => What::Nothing,
-            EntryType::EntryNormal => {
-                What::Proposal(command::decode(entry.data.clone()).map_err(|error| unreadable(error.to_string()))?)
-            }
-            EntryType::EntryConfChange => {
-                let change: ConfChange = parse(&entry.data).map_err(unreadable)?;
-                What::Members(self.change_members(&widen(change))?)
-            }
-            EntryType::EntryConfChangeV2 => {
-                let change: ConfChangeV2 = parse(&entry.data).map_err(unreadable)?;
-                What::Members(self.change_members(&change)?)
-            }
-        };
-        let mine = entry.context.get(..8) == Some(&self.node.raft.id.to_le_bytes()[..]);
-        let id = entry.context.get(8..16).filter(|_| mine).and_then(|bytes| bytes.try_into().ok());
-        Ok(Decoded { position, id: id.map(u64::from_le_bytes), what })
-    }
-
-    fn change_members(&mut self, change: &ConfChangeV2) -> Result<Members, Error> {
-        let members = self.node.apply_conf_change(change).map(Members::from).map_err(|error| stopped(&error))?;
-        let raft = &mut self.node.raft;
-        if raft.state == StateRole::Leader && raft.prs().get(raft.id).is_none() {
-            // A leader before it had asked for this, and it leads no longer what it does not belong to: raft-rs would
-            // let it go on, and panic where it looks for its own progress.
-            raft.become_follower(raft.term, raft::INVALID_ID);
-        }
-        Ok(members)
-    }
-
-    fn time_lease(&mut self, command: &Command, answer: &Result<Answer, Refusal>, now: u64) {
-        if self.role != StateRole::Leader {
-            return;
-        }
-        match (command, answer) {
-            (Command::LeaseGrant { .. } | Command::LeaseKeepAlive { .. }, Ok(Answer::Lease { id, ttl_ms })) => {
-                self.leases.set(*id, now.saturating_add(*ttl_ms));
-            }
-            (Command::LeaseRevoke { id }, _) => self.leases.remove(*id),
-            _ => {}
-        }
-    }
-
-    /// Cuts the history to its limits, and has the checkpoint and the log follow.
-    fn trim(&mut self, state: &mut State) {
-        if !state.over(&self.limits, self.at) {
-            return;
-        }
-        let double = Limits { revisions: self.limits.revisions * 2, bytes: self.limits.bytes * 2, ..self.limits };
-        // A keeper that is behind lets the history grow; when it has grown too far, it is trimmed all the same.
-        if !self.keeper.has_room() && !state.over(&double, self.at) {
-            return;
-        }
-        let forgotten = state.trim(&self.limits, self.at);
-        if !forgotten.is_empty() {
-            self.keeper.push(keeper::Job::Advance(forgotten));
-        }
-        let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
-        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(self.snapshot_bytes) {
-            self.snapshot_under_way = true;
-            self.keeper.push(keeper::Job::Snapshot(state.base_image()));
-        }
-    }
-}
-
-struct Decoded {
-    position: Position,
-    /// Where this very process waits for it.
-    id: Option<u64>,
-    what: What,
-}
-
-enum What {
-    Nothing,
-    Proposal(Proposal),
-    Members(Members),
 }
 
 fn revocation(id: LeaseId, at: u64) -> Proposed {
     let data = command::encode(&Proposal { at, command: Command::LeaseRevoke { id } });
     let (answer, _) = oneshot::channel();
     Proposed { data, operation: "lease revoke", answer, permit: None }
-}
-
-/// The old form of a change of members, in the new one.
-fn widen(change: ConfChange) -> ConfChangeV2 {
-    let single =
-        ConfChangeSingle { change_type: change.change_type, node_id: change.node_id, ..ConfChangeSingle::default() };
-    ConfChangeV2 { changes: vec![single].into(), context: change.context, ..ConfChangeV2::default() }
-}
-
-fn parse<M: protobuf::Message>(data: &Bytes) -> Result<M, String> {
-    let mut message = M::new();
-    message.merge_from_bytes(data).map(|()| message).map_err(|error| error.to_string())
 }
 
 /// Spreads a number's bits over the whole range.

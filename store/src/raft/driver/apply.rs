@@ -1,0 +1,160 @@
+//! From entries that are committed to the state, to those who wait for them, and to the checkpoint behind.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::{
+    StateRole,
+    eraftpb::{ConfChange, ConfChangeV2, Entry, EntryType},
+};
+
+use super::{Driver, members::widen};
+use crate::{
+    Batch, Error,
+    command::{self, Command, Proposal},
+    mvcc::{Answer, Applied, Limits, Members, Position, Refusal, State},
+    raft::keeper,
+};
+
+impl Driver {
+    /// Applies what is committed, up to a change of members that this member does not yet know durably to be committed.
+    ///
+    /// Were it applied before, and this member restarted without the note that it is committed, it would vote as the
+    /// group was before: one that was alone would find itself elected at once, while the others go on without it.
+    pub(super) fn apply_committed(&mut self) -> Result<(), Error> {
+        let changes = |entry: &Entry| entry.entry_type != EntryType::EntryNormal && entry.index > self.durable.commit;
+        let waits = |entry: &Entry| changes(entry) || self.leaves_unheard(entry);
+        let ready = self.committed.iter().position(waits).unwrap_or(self.committed.len());
+        let entries = self.committed.drain(..ready).collect();
+        self.apply(entries)
+    }
+
+    /// Applies entries, hands out their events, answers who proposed them, and wakes the watchers.
+    fn apply(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
+        // Taken apart before the state is locked: readers wait for as little as possible.
+        let mut decoded = Vec::with_capacity(entries.len());
+        for entry in entries {
+            decoded.push(self.decode(entry)?);
+        }
+        let mut answers = Vec::with_capacity(decoded.len());
+        let mut batches: Vec<Arc<Batch>> = Vec::with_capacity(decoded.len());
+        let now = self.now().as_millis() as u64;
+        let shared = self.shared.clone();
+        let mut state = shared.state_mut();
+        for Decoded { position, id, what } in decoded {
+            match what {
+                What::Nothing => state.skip(position),
+                What::Members(members) => {
+                    state.set_members(position, members);
+                    answers.extend(id.map(|id| (id, Ok(Answer::Done))));
+                }
+                What::Proposal(Proposal { at, command }) => {
+                    // A clock set back must not make the history look young.
+                    self.at = self.at.max(at);
+                    let Applied { answer, batch } = state.apply(position, self.at, &command);
+                    self.time_lease(&command, &answer, now);
+                    answers.extend(id.map(|id| (id, answer)));
+                    batches.extend(batch);
+                }
+            }
+        }
+        self.trim(&mut state);
+        let oldest = state.oldest();
+        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
+        drop(state);
+        self.applied = last;
+        let sleepers = self.shared.hub.dispatch(&batches);
+        for (id, answer) in answers {
+            self.proposals.answer(id, answer.map_err(Error::from));
+        }
+        sleepers.wake();
+        if oldest > self.shared.hub.forgotten() {
+            self.shared.hub.forget(oldest);
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, entry: Entry) -> Result<Decoded, Error> {
+        let position = Position { index: entry.index, term: entry.term };
+        let unreadable =
+            |what: String| Error::Fatal { reason: format!("entry {} of the log cannot be read: {what}", entry.index) };
+        let what = match entry.entry_type {
+            EntryType::EntryNormal if entry.data.is_empty() => What::Nothing,
+            EntryType::EntryNormal => {
+                What::Proposal(command::decode(entry.data.clone()).map_err(|error| unreadable(error.to_string()))?)
+            }
+            EntryType::EntryConfChange => {
+                let change: ConfChange = parse(&entry.data).map_err(unreadable)?;
+                What::Members(self.change_members(&widen(change))?)
+            }
+            EntryType::EntryConfChangeV2 => {
+                let change: ConfChangeV2 = parse(&entry.data).map_err(unreadable)?;
+                What::Members(self.change_members(&change)?)
+            }
+        };
+        let mine = entry.context.get(..8) == Some(&self.node.raft.id.to_le_bytes()[..]);
+        let id = entry.context.get(8..16).filter(|_| mine).and_then(|bytes| bytes.try_into().ok());
+        Ok(Decoded { position, id: id.map(u64::from_le_bytes), what })
+    }
+
+    fn time_lease(&mut self, command: &Command, answer: &Result<Answer, Refusal>, now: u64) {
+        if self.role != StateRole::Leader {
+            return;
+        }
+        match (command, answer) {
+            (Command::LeaseGrant { .. } | Command::LeaseKeepAlive { .. }, Ok(Answer::Lease { id, ttl_ms })) => {
+                self.leases.set(*id, now.saturating_add(*ttl_ms));
+            }
+            (Command::LeaseRevoke { id }, _) => self.leases.remove(*id),
+            _ => {}
+        }
+    }
+
+    /// A new leader gives every lease its whole time again.
+    pub(super) fn start_leases(&mut self) {
+        let now = self.now().as_millis() as u64;
+        for (id, ttl_ms) in self.shared.state().leases() {
+            self.leases.set(id, now.saturating_add(ttl_ms));
+        }
+    }
+
+    /// Cuts the history to its limits, and has the checkpoint and the log follow.
+    fn trim(&mut self, state: &mut State) {
+        if !state.over(&self.limits, self.at) {
+            return;
+        }
+        let double = Limits { revisions: self.limits.revisions * 2, bytes: self.limits.bytes * 2, ..self.limits };
+        // A keeper that is behind lets the history grow; when it has grown too far, it is trimmed all the same.
+        if !self.keeper.has_room() && !state.over(&double, self.at) {
+            return;
+        }
+        let forgotten = state.trim(&self.limits, self.at);
+        if !forgotten.is_empty() {
+            self.keeper.push(keeper::Job::Advance(forgotten));
+        }
+        let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
+        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(self.snapshot_bytes) {
+            self.snapshot_under_way = true;
+            self.keeper.push(keeper::Job::Snapshot(state.base_image()));
+        }
+    }
+}
+
+struct Decoded {
+    position: Position,
+    /// Where this very process waits for it.
+    id: Option<u64>,
+    what: What,
+}
+
+enum What {
+    Nothing,
+    Proposal(Proposal),
+    Members(Members),
+}
+
+pub(super) fn parse<M: protobuf::Message>(data: &Bytes) -> Result<M, String> {
+    let mut message = M::new();
+    message.merge_from_bytes(data).map(|()| message).map_err(|error| error.to_string())
+}
