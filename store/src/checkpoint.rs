@@ -2,11 +2,11 @@
 //!
 //! It is a cache. It follows the log at a distance (by the length of the history), is written off the commit
 //! path, and losing or corrupting it loses nothing: snapshot and log have everything. sled's own promises are not
-//! relied on: each move of the base is one atomic batch, and the base's record counts the keys and sums their
-//! checksums, so a state that sled brings back incomplete is noticed and set aside.
+//! relied on: while the base moves there is none, and the base's record counts the keys and sums their checksums, so a
+//! state that sled brings back incomplete is noticed and set aside.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -26,12 +26,9 @@ use crate::{
 /// sled keeps this much of its pages in memory; it is only read at a start.
 const CACHE_BYTES: u64 = 8 << 20;
 
-/// Keys written in one sled batch when everything is written anew.
-const BATCH: usize = 1024;
-
-/// What the base has gained is kept in memory up to one of these, and then written: a key that changes often, as most
-/// that change do, is written once for all that. It holds values that nothing else may hold any more, and a start after
-/// a crash replays these changes from the log.
+/// What the base has gained is kept in memory up to one of these: values that nothing else may hold any more. Beyond it, all
+/// of the database is written anew when the log is cut, which is rare; a start after a crash replays the log from where the
+/// database was.
 const HELD: Held = Held { changes: 64 << 10, keys: 16 << 10, bytes: 8 << 20 };
 
 struct Held {
@@ -51,9 +48,11 @@ pub struct Checkpoint {
     count: u64,
     sum: u64,
     /// What `base` has and the database has not yet, and of how many changes it is.
-    pending: HashMap<Bytes, Pending>,
+    pending: BTreeMap<Bytes, Pending>,
     pending_bytes: usize,
     pending_changes: usize,
+    /// The base has gained more than is kept in memory: the database can only be written anew.
+    stale: bool,
 }
 
 /// A key that has changed since the last write.
@@ -94,9 +93,10 @@ impl Checkpoint {
                 base: Base::default(),
                 count: 0,
                 sum: 0,
-                pending: HashMap::new(),
+                pending: BTreeMap::new(),
                 pending_bytes: 0,
                 pending_changes: 0,
+                stale: false,
             };
             if let Some(image) = &image {
                 checkpoint.base = image.base.clone();
@@ -108,8 +108,11 @@ impl Checkpoint {
         catch_unwind(attempt).unwrap_or_else(|_| Err("sled panicked".to_owned()))
     }
 
-    /// Moves the base forward by `changes`. On disk it follows in steps, each one atomic batch.
-    pub fn apply(&mut self, changes: &[Change]) -> Result<(), sled::Error> {
+    /// Notes what the base has gained. The database follows when it is [`Checkpoint::catch_up`] with.
+    pub fn apply(&mut self, changes: &[Change]) {
+        if self.stale {
+            return;
+        }
         for change in changes {
             for event in change.batch.iter().flat_map(|batch| &batch.events) {
                 self.hold(event);
@@ -119,7 +122,25 @@ impl Checkpoint {
         self.pending_changes += changes.len();
         let full =
             self.pending_changes >= HELD.changes || self.pending.len() >= HELD.keys || self.pending_bytes >= HELD.bytes;
-        if full { self.write() } else { Ok(()) }
+        if full {
+            // Under a load like this the database would do nothing else than follow. It is still what it says it is.
+            self.pending.clear();
+            (self.pending_bytes, self.pending_changes) = (0, 0);
+            self.stale = true;
+        }
+    }
+
+    /// Brings the database to where the base is, which is `image`.
+    pub fn catch_up(&mut self, image: &Image) -> Result<(), sled::Error> {
+        if self.stale { self.replace(image) } else { self.write() }
+    }
+
+    /// Brings what can be had cheaply to the disk, for the next start.
+    pub fn finish(&mut self) -> Result<(), String> {
+        if !self.stale {
+            self.write().map_err(|error| error.to_string())?;
+        }
+        self.flush()
     }
 
     fn hold(&mut self, event: &Event) {
@@ -136,10 +157,16 @@ impl Checkpoint {
         }
     }
 
-    /// Brings the database to where the base is.
+    /// Brings the database to where the base is. Meanwhile it has no base, so half of it is nothing.
+    ///
+    /// Key by key and in their order: sled's own batches hold memory until the next ones, however many these are, and what
+    /// is out of order has it read and write each page many times.
     fn write(&mut self) -> Result<(), sled::Error> {
-        let mut batch = sled::Batch::default();
-        for (key, Pending { written, now }) in self.pending.drain() {
+        if self.pending_changes == 0 {
+            return Ok(());
+        }
+        self.db.remove(BASE)?;
+        for (key, Pending { written, now }) in std::mem::take(&mut self.pending) {
             if let Some(written) = written {
                 self.count -= 1;
                 self.sum = self.sum.wrapping_sub(written);
@@ -148,41 +175,32 @@ impl Checkpoint {
                 Some(kv) => {
                     self.count += 1;
                     self.sum = self.sum.wrapping_add(digest(&kv));
-                    batch.insert(row(&key), record(&kv));
+                    self.db.insert(row(&key), record(&kv))?;
                 }
-                None => batch.remove(row(&key)),
+                None => drop(self.db.remove(row(&key))?),
             }
         }
         (self.pending_bytes, self.pending_changes) = (0, 0);
-        batch.insert(BASE, self.base_record());
-        self.db.apply_batch(batch)
+        self.db.insert(BASE, self.base_record()).map(drop)
     }
 
-    /// Writes a whole image in place of what is there. Until the last batch there is no base, so half of it is nothing.
+    /// Writes a whole image in place of what is there.
     pub fn replace(&mut self, image: &Image) -> Result<(), sled::Error> {
         self.db.clear()?;
         self.base = image.base.clone();
         (self.count, self.sum) = (0, 0);
         self.pending.clear();
-        (self.pending_bytes, self.pending_changes) = (0, 0);
-        let mut batch = sled::Batch::default();
-        for (at, kv) in image.map.values().enumerate() {
+        (self.pending_bytes, self.pending_changes, self.stale) = (0, 0, false);
+        for kv in image.map.values() {
             self.count += 1;
             self.sum = self.sum.wrapping_add(digest(kv));
-            batch.insert(row(&kv.key), record(kv));
-            if at % BATCH == BATCH - 1 {
-                self.db.apply_batch(std::mem::take(&mut batch))?;
-            }
+            self.db.insert(row(&kv.key), record(kv))?;
         }
-        batch.insert(BASE, self.base_record());
-        self.db.apply_batch(batch)
+        self.db.insert(BASE, self.base_record()).map(drop)
     }
 
-    /// Brings everything to the disk. sled's flush does not sync the device, hence the second step.
-    pub fn flush(&mut self) -> Result<(), String> {
-        if self.pending_changes > 0 {
-            self.write().map_err(|error| error.to_string())?;
-        }
+    /// Brings what is written to the disk. sled's flush does not sync the device, hence the second step.
+    pub fn flush(&self) -> Result<(), String> {
         self.db.flush().map_err(|error| error.to_string())?;
         let file = fs::File::open(self.path.join("db")).map_err(|error| error.to_string())?;
         file.sync_data().map_err(|error| error.to_string())

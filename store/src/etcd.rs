@@ -43,6 +43,11 @@ use crate::{Revision, Store};
 /// The version of etcd whose API this is. Clients decide by it what they may ask for.
 const VERSION: &str = "3.6.5";
 
+/// The version of the form in which etcd of that version keeps its data.
+fn storage_version() -> String {
+    format!("{}.0", VERSION.rsplit_once('.').map_or(VERSION, |(minor, _)| minor))
+}
+
 /// A client that has not finished its handshake by then is not let in.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 /// What is under way at the end may take this long yet.

@@ -205,6 +205,12 @@ impl State {
         self.compacted
     }
 
+    /// The oldest revision whose events are known: those of the oldest one that can be read, too, where that was compacted
+    /// to. Who reads it, and watches from it on, must not miss what was deleted there.
+    pub fn oldest_event(&self) -> Revision {
+        self.compacted.max(self.base.revision + 1)
+    }
+
     /// The newest revision that someone asked to compact at.
     pub fn asked(&self) -> Option<Revision> {
         self.asked
@@ -363,14 +369,14 @@ impl State {
         let old = self.history.front().is_some_and(|front| front.at + limits.age_ms + limits.age_ms / 8 < now);
         self.history.len() > slack(limits.revisions) || self.history_bytes > slack(limits.bytes) || old
             // What is compacted need not be kept either.
-            || self.compacted > self.base.revision
+            || self.compacted > self.base.revision + 1
     }
 
     /// Forgets history beyond the limits and returns it, oldest first: it is what the base has gained.
     pub fn trim(&mut self, limits: &Limits, now: u64) -> Vec<Change> {
         let mut forgotten = Vec::new();
         while let Some(front) = self.history.front() {
-            let compacted = front.revision <= self.compacted && self.compacted > self.base.revision;
+            let compacted = front.revision < self.compacted;
             let over = self.history.len() > limits.revisions
                 || self.history_bytes > limits.bytes
                 || front.at + limits.age_ms < now;

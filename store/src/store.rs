@@ -239,11 +239,11 @@ impl Store {
     pub fn watch(&self, start: Bytes, end: Bytes, from: Revision) -> Result<Watcher, Error> {
         let (revision, oldest) = {
             let state = self.shared.state();
-            (state.revision(), state.oldest())
+            (state.revision(), state.oldest_event())
         };
         let from = if from == 0 { revision + 1 } else { from };
-        if from <= oldest {
-            return Err(Error::Compacted { requested: from, oldest: oldest + 1 });
+        if from < oldest {
+            return Err(Error::Compacted { requested: from, oldest });
         }
         Ok(Watcher::new(self.shared.clone(), &start, &end, from))
     }

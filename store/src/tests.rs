@@ -4,6 +4,7 @@ mod backup;
 mod crash;
 mod members;
 mod quota;
+mod record;
 mod restart;
 mod watching;
 

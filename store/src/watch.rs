@@ -377,8 +377,8 @@ impl Watcher {
     /// The first batch after the cursor that the history has; none moves the cursor to where the history ends.
     fn read_history(&mut self) -> Result<Option<Arc<Batch>>, WatchError> {
         let state = self.shared.state();
-        if self.cursor < state.oldest() {
-            let (delivered, oldest) = (self.cursor, state.oldest());
+        if self.cursor + 1 < state.oldest_event() {
+            let (delivered, oldest) = (self.cursor, state.oldest_event() - 1);
             return Err(match self.delivered > 0 {
                 true => WatchError::Slow { delivered },
                 false => WatchError::Compacted { delivered, oldest },

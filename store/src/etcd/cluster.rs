@@ -164,7 +164,7 @@ pub async fn snapshot(api: &Api, mut call: Call) {
     while rest > 0 {
         let blob = if archive.is_empty() { digest.clone() } else { archive.split_to(PIECE.min(archive.len())) };
         rest -= blob.len();
-        let version = super::VERSION.to_owned();
+        let version = super::storage_version();
         let piece = SnapshotResponse { header: api.header_now(), remaining_bytes: rest as u64, blob, version };
         if outgoing.send(frame(&piece)).await.is_err() {
             return;

@@ -54,7 +54,7 @@ pub async fn status(api: &Api) -> Result<StatusResponse, Status> {
         db_size_in_use: status.bytes as i64,
         db_size_quota: status.quota_bytes as i64,
         is_learner,
-        storage_version: format!("{}.0", VERSION.rsplit_once('.').map_or(VERSION, |(minor, _)| minor)),
+        storage_version: super::storage_version(),
         downgrade_info: Some(DowngradeInfo::default()),
     })
 }

@@ -142,11 +142,11 @@ impl Stream {
             Ok(0) | Err(_) => now + 1,
             Ok(revision) => revision,
         };
-        let Some((watcher, first)) = self.begin(&options, from).await? else { return Ok(()) };
+        let Some(watcher) = self.begin(&options, from).await? else { return Ok(()) };
         let (control, requests) = mpsc::channel(REQUESTS);
         self.watches.insert(id, control);
         let watch = Watch { api: self.api.clone(), options, watcher, sender: self.sender.clone(), told: false };
-        self.tasks.spawn(watch.run(first, requests));
+        self.tasks.spawn(watch.run(requests));
         Ok(())
     }
 
@@ -187,15 +187,11 @@ impl Stream {
         })
     }
 
-    /// A watcher, and the events of the oldest revision that can be read where that is what it begins with. Without
-    /// one the client has been told why.
-    async fn begin(&mut self, options: &Options, from: Revision) -> Result<Option<(Watcher, Option<Batch>)>, Gone> {
+    /// A watcher. Without one the client has been told why.
+    async fn begin(&mut self, options: &Options, from: Revision) -> Result<Option<Watcher>, Gone> {
         let store = &self.api.store;
-        // What was put at the oldest revision is still there; only what was deleted there is forgotten.
-        let first = (from == store.oldest_revision()).then(|| store.snapshot_at(from)).and_then(Result::ok);
-        let after = from + u64::from(first.is_some());
-        match store.watch(options.start.clone(), options.end.clone(), after) {
-            Ok(watcher) => Ok(Some((watcher, first.map(|snapshot| events::of_revision(&snapshot, options))))),
+        match store.watch(options.start.clone(), options.end.clone(), from) {
+            Ok(watcher) => Ok(Some(watcher)),
             Err(error) => {
                 let compacted = match error {
                     Error::Compacted { .. } => store.oldest_revision() as i64,
@@ -283,9 +279,9 @@ impl From<WatchError> for Over {
 }
 
 impl Watch {
-    async fn run(mut self, first: Option<Batch>, mut requests: mpsc::Receiver<Control>) -> Ended {
+    async fn run(mut self, mut requests: mpsc::Receiver<Control>) -> Ended {
         let id = self.options.id;
-        let last = match self.deliver(first, &mut requests).await {
+        let last = match self.deliver(&mut requests).await {
             Ok(()) => WatchResponse { header: self.api.header_now(), ..canceled(id, 0) },
             Err(Over::Ended(WatchError::Slow { .. } | WatchError::Compacted { .. })) => {
                 let oldest = self.api.store.oldest_revision() as i64;
@@ -300,10 +296,7 @@ impl Watch {
     }
 
     /// Until the client cancels it.
-    async fn deliver(&mut self, first: Option<Batch>, requests: &mut mpsc::Receiver<Control>) -> Result<(), Over> {
-        if let Some(first) = first {
-            self.send_events(Arc::new(first)).await?;
-        }
+    async fn deliver(&mut self, requests: &mut mpsc::Receiver<Control>) -> Result<(), Over> {
         let mut ticks = self.options.progress.then(|| {
             let mut ticks = interval(PROGRESS);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

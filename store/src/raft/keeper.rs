@@ -103,22 +103,21 @@ impl Keeper {
 
     fn work(&mut self, job: Job) -> Result<(), Error> {
         match job {
-            Job::Advance(changes) => {
-                self.keep(|checkpoint| checkpoint.apply(&changes).map_err(|error| error.to_string()));
-            }
+            Job::Advance(changes) => self.checkpoint.iter_mut().for_each(|checkpoint| checkpoint.apply(&changes)),
             Job::Replace(image) => self.replace(&image),
             Job::Snapshot(undo) => {
                 let image = undo.undo();
                 if self.checkpoint.is_none() {
                     self.replace(&image);
                 }
+                self.keep(|checkpoint| checkpoint.catch_up(&image).map_err(|error| error.to_string()));
                 // Before the log is cut, so that the checkpoint never lies before the log's beginning for long.
                 self.keep(|checkpoint| checkpoint.flush());
                 let bytes = image::save(&*self.disk, &self.snapshots, &image)?;
                 let index = image.base.position.index;
                 self.log.push(writer::Job::Purge { index, snapshot_bytes: bytes });
             }
-            Job::Stop => self.keep(|checkpoint| checkpoint.flush()),
+            Job::Stop => self.keep(Checkpoint::finish),
         }
         Ok(())
     }

@@ -72,7 +72,7 @@ pub struct Parts {
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub segment: u64,
-    /// The log is cut once it has grown by this much, and by no less than the snapshot that cutting it takes.
+    /// The log is cut once it has grown by this much, and by several times the snapshot that cutting it takes.
     pub cut_after: u64,
     /// Applied entries kept in memory for followers that are a little behind.
     pub tail: usize,

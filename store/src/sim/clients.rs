@@ -352,9 +352,9 @@ impl World {
                 return Ok(());
             };
             let Some(live) = self.slots[&id].live.as_ref() else { return Ok(()) };
-            let oldest = live.shared.state().oldest();
-            if watching.next <= oldest {
-                (watching.next, watching.log) = (oldest + 1, None);
+            let oldest = live.shared.state().oldest_event();
+            if watching.next < oldest {
+                (watching.next, watching.log) = (oldest, None);
             }
             let watcher = Watcher::new(live.shared.clone(), &Bytes::new(), &Bytes::new(), watching.next);
             watching.watcher = Some((id, life, watcher));

@@ -18,7 +18,7 @@ use crate::{
 };
 
 #[derive(Clone, Default)]
-struct Network(Arc<Mutex<Wires>>);
+pub struct Network(Arc<Mutex<Wires>>);
 
 #[derive(Default)]
 struct Wires {
@@ -62,23 +62,23 @@ impl Network {
         store
     }
 
-    fn cut(&self, id: u64) {
+    pub fn cut(&self, id: u64) {
         self.0.lock().unwrap().cut.insert(id);
     }
 
-    fn heal(&self) {
+    pub fn heal(&self) {
         self.0.lock().unwrap().cut.clear();
     }
 }
 
-struct Group {
-    network: Network,
+pub struct Group {
+    pub network: Network,
     disks: BTreeMap<u64, MemoryDisk>,
-    stores: BTreeMap<u64, Store>,
+    pub stores: BTreeMap<u64, Store>,
 }
 
 impl Group {
-    async fn start() -> Group {
+    pub async fn start() -> Group {
         let network = Network::default();
         let disks: BTreeMap<u64, MemoryDisk> = (1..=3).map(|id| (id, MemoryDisk::default())).collect();
         let mut stores = BTreeMap::new();
@@ -88,7 +88,13 @@ impl Group {
         Group { network, disks, stores }
     }
 
-    async fn restart(&mut self, id: u64) {
+    pub async fn stop(&self) {
+        for store in self.stores.values() {
+            store.shutdown().await.unwrap();
+        }
+    }
+
+    pub async fn restart(&mut self, id: u64) {
         self.stores[&id].shutdown().await.unwrap();
         // Nothing is lost by a power cut on the way either.
         let disk = self.disks[&id].after_power_cut(id);
@@ -97,7 +103,7 @@ impl Group {
     }
 
     /// Puts through any of `ids`, again and again until it is done: a write whose outcome is unknown is repeated.
-    async fn put(&self, ids: &[u64], key: &str, value: &str) {
+    pub async fn put(&self, ids: &[u64], key: &str, value: &str) {
         in_time(&format!("a put through {ids:?}"), async {
             for id in ids.iter().cycle() {
                 match put_into(&self.stores[id], key, value).await {
@@ -112,7 +118,7 @@ impl Group {
         .await;
     }
 
-    async fn leader(&self, among: &[u64]) -> u64 {
+    pub async fn leader(&self, among: &[u64]) -> u64 {
         in_time("a leader", async {
             loop {
                 let mut leaders = among.iter().map(|id| self.stores[id].status().leader_id);
@@ -126,7 +132,7 @@ impl Group {
         .await
     }
 
-    async fn all_equal(&self) {
+    pub async fn all_equal(&self) {
         in_time("all members to be equal", async {
             loop {
                 let states: Vec<_> =
@@ -183,9 +189,7 @@ async fn three_members_elect_replicate_and_lose_their_leader() {
         group.all_equal().await;
     }
     assert!(group.stores[&leader].snapshot().get(b"round-2").is_some());
-    for store in group.stores.values() {
-        store.shutdown().await.unwrap();
-    }
+    group.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,7 +204,5 @@ async fn a_majority_that_restarts_has_everything() {
     group.put(&[1, 2, 3], "after", "v").await;
     group.all_equal().await;
     assert_eq!(group.stores[&2].snapshot().len(), 101);
-    for store in group.stores.values() {
-        store.shutdown().await.unwrap();
-    }
+    group.stop().await;
 }

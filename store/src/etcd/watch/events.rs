@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::Options;
 use crate::{
-    Batch, EventKind, Revision, Snapshot,
+    Batch, EventKind, Revision,
     etcd::{
         Api,
         grpc::MAX_REQUEST,
@@ -92,14 +92,4 @@ impl Events {
         }
         responses
     }
-}
-
-/// What was put at a snapshot's own revision, and is still there: all that is known of it.
-pub fn of_revision(snapshot: &Snapshot, options: &Options) -> Batch {
-    let revision = snapshot.revision();
-    let range = snapshot.range(&options.start..&options.end);
-    let put = range.filter(|kv| kv.mod_revision == revision);
-    let event =
-        |kv: &std::sync::Arc<crate::KeyValue>| crate::Event { kind: EventKind::Put, kv: kv.clone(), previous: None };
-    Batch { revision, events: put.map(event).collect() }
 }

@@ -16,6 +16,10 @@ use crate::{
     raft::keeper,
 };
 
+/// To cut the log is to write the whole state, twice. So it grows to a multiple of that first, which a start replays in some
+/// tenths of a second for what fits into memory comfortably.
+const CUT_RATIO: u64 = 4;
+
 impl Driver {
     /// Applies what is committed, up to a change of members that this member does not yet know durably to be committed.
     ///
@@ -60,7 +64,7 @@ impl Driver {
             }
         }
         self.trim(&mut state);
-        let oldest = state.oldest();
+        let forgotten = state.oldest_event() - 1;
         self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
         drop(state);
         self.applied = last;
@@ -69,8 +73,8 @@ impl Driver {
             self.proposals.answer(id, answer.map_err(Error::from));
         }
         sleepers.wake();
-        if oldest > self.shared.hub.forgotten() {
-            self.shared.hub.forget(oldest);
+        if forgotten > self.shared.hub.forgotten() {
+            self.shared.hub.forget(forgotten);
         }
         Ok(())
     }
@@ -134,7 +138,7 @@ impl Driver {
             self.keeper.push(keeper::Job::Advance(forgotten));
         }
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
-        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(self.snapshot_bytes) {
+        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes) {
             self.snapshot_under_way = true;
             self.keeper.push(keeper::Job::Snapshot(state.base_image()));
         }
