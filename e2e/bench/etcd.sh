@@ -9,7 +9,8 @@
 # Processor time is utime and stime of the server's processes from before the run until 0.4 s behind it (etcd writes its file of pages later
 # than it answers), less what they take in the same time with nobody asking; of `minik8s server` the API server, scheduler and controllers
 # are in it, which look at each change of the store and find that it is not theirs. "written" is write_bytes of /proc/PID/io for each byte
-# of key and value. With three servers the client is on the leader's host, and everything counts for all three; between the servers there
+# of key and value. Watchers are given changes at a fixed rate, so theirs says only whether a server keeps up; their operations are events,
+# and the times from a change to each watcher. With three servers the client is on the leader's host, and everything counts for all three; between the servers there
 # is TLS, as minik8s knows nothing else.
 bin=${1:-${MINIK8S_BIN:-target/release/minik8s}}; rounds=${ROUNDS:-3}; scale=${SCALE:-1}; phases=${TESTS:-one tls three}
 bin=$(readlink -f "$bin")
