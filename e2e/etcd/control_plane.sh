@@ -137,10 +137,12 @@ grep -E '^apiserver_watch_cache_consistent_read_total' "$dir/metrics" | awk '/fa
   END {printf "consistent lists from the cache: %d, past it: %d\n", from, missed; exit from == 0 || missed > 0}' || { echo "lists went past the cache" >&2; exit 1; }
 ! grep -E '^etcd_request_errors_total' "$dir/metrics" || { echo "requests to the store failed, see above" >&2; exit 1; }
 
-# What it says with etcd too: groups without kinds, connections that it gives up itself while it starts, and controllers that
-# begin before there are namespaces.
-grep -E '^[WEF]' "$dir/apiserver.log" | grep -vE 'because it has no resources|createTransport failed.*cancell?ed"$|namespaces ..kube-system.. not found|Found stale data' |
-  sed -E 's/^(.)[0-9]+ [0-9:.]+ +[0-9]+ /\1 /' | cut -c1-300 | sort | uniq -c >"$dir/complaints" || true
+# What it says with etcd too: groups without kinds, connections that it gives up itself while it starts (one that the store had closed
+# would read otherwise), controllers that begin before there are namespaces, and services that its repair sees before their addresses.
+quiet='because it has no resources|createTransport failed.*(cancell?ed|use of closed network connection)"$'
+quiet="$quiet|namespaces ..kube-system.. not found|Found stale data|repairip.go.*is not allocated; repairing"
+grep -E '^[WEF]' "$dir/apiserver.log" | grep -vE "$quiet" | sed -E 's/^(.)[0-9]+ [0-9:.]+ +[0-9]+ /\1 /; s/BalancerAttributes: .*Err:/Err:/' |
+  cut -c1-400 | sort | uniq -c >"$dir/complaints" || true
 echo "kube-apiserver's warnings and errors, without those that it has with etcd too: $(wc -l <"$dir/complaints")"
 cat "$dir/complaints"
 ! grep -iE 'etcd|grpc|rpc error|storage|compact|progress|unimplemented' "$dir/complaints" >/dev/null || { echo "it complains of the store" >&2; exit 1; }
