@@ -111,6 +111,9 @@ pub struct Server {
     /// How often a snapshot of the cluster is taken into <data-dir>/snapshots, such as 12h or 30m; 0 for never.
     #[arg(long, env = "MINIK8S_SNAPSHOT_INTERVAL", default_value = "12h", value_name = "TIME", value_parser = duration)]
     pub snapshot_interval: Duration,
+    /// Encrypts them with the first line of this file.
+    #[arg(long, env = "MINIK8S_SNAPSHOT_PASSPHRASE_FILE", value_name = "FILE")]
+    pub snapshot_passphrase_file: Option<PathBuf>,
     /// How many of these snapshots are kept.
     #[arg(long, env = "MINIK8S_SNAPSHOT_KEEP", default_value = "5", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub snapshot_keep: u32,
@@ -234,19 +237,32 @@ pub enum SnapshotAction {
         /// Names the server, where it is not the one of --data-dir; KUBECONFIG otherwise.
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
+        #[command(flatten)]
+        secret: Secret,
         file: PathBuf,
     },
     /// List and check the snapshots that the server took on its schedule.
     Ls {
         #[command(flatten)]
         data: DataDir,
+        #[command(flatten)]
+        secret: Secret,
     },
     /// Fill an empty data directory with the cluster of a snapshot.
     Restore {
         #[command(flatten)]
         data: DataDir,
+        #[command(flatten)]
+        secret: Secret,
         file: PathBuf,
     },
+}
+
+#[derive(Args, Debug)]
+pub struct Secret {
+    /// The file whose first line the snapshot is encrypted with.
+    #[arg(long, env = "MINIK8S_PASSPHRASE_FILE", value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 /// Where the etcd API is served, and to whom.

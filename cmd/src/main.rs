@@ -3,7 +3,7 @@
 //! - [`flags`] for the command line, the environment and the config file
 //! - [`server`], [`agent`], [`dev`]: the three ways to run
 //! - [`join`]: how a server becomes one of several; [`servers`]: which there are
-//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule; [`encryption`]: keys;
+//! - [`image`], [`info`]: small tools; [`snapshot`]: backups, by hand and on schedule, under a passphrase by [`seal`]; [`encryption`]: keys;
 //!   [`ask`]: of a running server
 //! - [`stop`] for signals
 //!
@@ -20,6 +20,7 @@ mod ask;
 mod encryption;
 mod image;
 mod info;
+mod seal;
 mod servers;
 mod snapshot;
 

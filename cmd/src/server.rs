@@ -17,6 +17,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use crate::{
     flags::{self, EtcdListen, ServerAction},
     join,
+    seal::Passphrase,
     snapshot::{self, Schedule},
     stop,
 };
@@ -38,8 +39,11 @@ pub async fn run(flags: flags::Server) -> Result<()> {
         tls_sans: flags.tls_san,
         networks: flags.networks,
         encrypt: flags.encrypt.encrypt,
-        snapshots: (!flags.snapshot_interval.is_zero())
-            .then_some(Schedule { interval: flags.snapshot_interval, keep: flags.snapshot_keep as usize }),
+        snapshots: (!flags.snapshot_interval.is_zero()).then_some(Schedule {
+            interval: flags.snapshot_interval,
+            keep: flags.snapshot_keep as usize,
+            passphrase: flags.snapshot_passphrase_file.as_deref().map(Passphrase::read).transpose()?,
+        }),
     };
     if let Some(ServerAction::Recover { data, force }) = flags.action {
         return recover(&data.data_dir, force);

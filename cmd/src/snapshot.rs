@@ -12,7 +12,11 @@ use apiserver::{Snapshots, Taken, create_private_dir, write_private};
 use reqwest::Method;
 use store::Contents;
 
-use crate::{ask::Running, flags::SnapshotAction};
+use crate::{
+    ask::Running,
+    flags::{Secret, SnapshotAction},
+    seal::{self, Passphrase},
+};
 
 const EXTENSION: &str = "snapshot";
 /// After a scheduled snapshot failed.
@@ -23,29 +27,34 @@ const RETRY: Duration = Duration::from_secs(300);
 pub struct Schedule {
     pub interval: Duration,
     pub keep: usize,
+    /// What they are encrypted with, if they are.
+    pub passphrase: Option<Passphrase>,
 }
 
 pub async fn run(action: SnapshotAction) -> Result<()> {
     match action {
-        SnapshotAction::Save { data, kubeconfig, file } => {
+        SnapshotAction::Save { data, kubeconfig, secret, file } => {
             ensure!(!file.exists(), "{} exists already: choose another name", file.display());
+            let passphrase = passphrase(&secret)?;
             let server = Running::find(&data.data_dir, kubeconfig)?;
             let archive = server.ask(Method::GET, "/minik8s/v1/snapshot", "a snapshot").await?;
-            let contents = save(&file, &archive)?;
-            println!("{}: {}", file.display(), describe(contents, archive.len() as u64));
+            let (contents, bytes) = save(&file, &archive, passphrase.as_ref())?;
+            println!("{}: {}", file.display(), describe(contents, bytes));
         }
-        SnapshotAction::Ls { data } => {
+        SnapshotAction::Ls { data, secret } => {
+            let passphrase = passphrase(&secret)?;
             for path in in_dir(&dir(&data.data_dir), EXTENSION)? {
-                match inspect(&path) {
+                match inspect(&path, passphrase.as_ref()) {
                     Ok((contents, bytes)) => println!("{}\t{}", path.display(), describe(contents, bytes)),
                     // The schedule has removed it meanwhile.
                     Err(_) if !path.exists() => {}
+                    Err(error) if error.is::<NeedsPassphrase>() => println!("{}\tencrypted", path.display()),
                     Err(error) => println!("{}\tdamaged: {error:#}", path.display()),
                 }
             }
         }
-        SnapshotAction::Restore { data, file } => {
-            let contents = restore(&data.data_dir, &file)?;
+        SnapshotAction::Restore { data, secret, file } => {
+            let contents = restore(&data.data_dir, &file, passphrase(&secret)?.as_ref())?;
             println!("restored {} keys as of revision {}", contents.keys, contents.revision);
             println!("start it with:  minik8s server --data-dir {}", data.data_dir.display());
         }
@@ -53,37 +62,52 @@ pub async fn run(action: SnapshotAction) -> Result<()> {
     Ok(())
 }
 
+fn passphrase(secret: &Secret) -> Result<Option<Passphrase>> {
+    secret.passphrase_file.as_deref().map(Passphrase::read).transpose()
+}
+
+/// A file that is encrypted, and nobody has said with what.
+#[derive(Debug, thiserror::Error)]
+#[error("it is encrypted: give --passphrase-file")]
+struct NeedsPassphrase;
+
 fn describe(Contents { revision, keys }: Contents, bytes: u64) -> String {
     format!("revision {revision}, {keys} keys, {bytes} bytes")
 }
 
 /// Writes an archive and reads it back: what is kept for the worst day must be readable on the first.
-fn save(file: &Path, archive: &[u8]) -> Result<Contents> {
-    write_private(file, archive).with_context(|| format!("write {}", file.display()))?;
-    let inspected = inspect(file);
+fn save(file: &Path, archive: &[u8], passphrase: Option<&Passphrase>) -> Result<(Contents, u64)> {
+    let sealed = passphrase.map(|passphrase| seal::seal(passphrase, archive)).transpose()?;
+    write_private(file, sealed.as_deref().unwrap_or(archive)).with_context(|| format!("write {}", file.display()))?;
+    let inspected = inspect(file, passphrase);
     if inspected.is_err() {
         // It must not stand beside good ones, and be taken for one.
         let _ = fs::remove_file(file);
     }
-    let (contents, _) = inspected.with_context(|| format!("{} could not be read back", file.display()))?;
-    Ok(contents)
+    inspected.with_context(|| format!("{} could not be read back", file.display()))
 }
 
-fn read(file: &Path) -> Result<(apiserver::Snapshot, u64)> {
-    let archive = fs::read(file).with_context(|| format!("read {}", file.display()))?;
+fn read(file: &Path, passphrase: Option<&Passphrase>) -> Result<(apiserver::Snapshot, u64)> {
+    let within = || format!("read {}", file.display());
+    let mut archive = fs::read(file).with_context(within)?;
+    let bytes = archive.len() as u64;
+    if seal::is_sealed(&archive) {
+        let passphrase = passphrase.ok_or(NeedsPassphrase).with_context(within)?;
+        archive = seal::open(passphrase, &archive).with_context(within)?;
+    }
     let snapshot = apiserver::Snapshot::read(&archive).map_err(anyhow::Error::msg);
-    Ok((snapshot.with_context(|| format!("read {}", file.display()))?, archive.len() as u64))
+    Ok((snapshot.with_context(within)?, bytes))
 }
 
-fn inspect(file: &Path) -> Result<(Contents, u64)> {
-    let (snapshot, bytes) = read(file)?;
+fn inspect(file: &Path, passphrase: Option<&Passphrase>) -> Result<(Contents, u64)> {
+    let (snapshot, bytes) = read(file, passphrase)?;
     let contents = Contents::of(snapshot.image).map_err(anyhow::Error::msg);
     Ok((contents.with_context(|| format!("the store in {}", file.display()))?, bytes))
 }
 
 /// Fills a data directory that has no cluster. The store comes last, so that a restore which was cut off can be repeated.
-fn restore(data_dir: &Path, file: &Path) -> Result<Contents> {
-    let (snapshot, _) = read(file)?;
+fn restore(data_dir: &Path, file: &Path, passphrase: Option<&Passphrase>) -> Result<Contents> {
+    let (snapshot, _) = read(file, passphrase)?;
     Contents::of(snapshot.image.clone())
         .map_err(anyhow::Error::msg)
         .with_context(|| format!("the store in {}", file.display()))?;
@@ -139,7 +163,7 @@ pub async fn keep(snapshots: Snapshots, data_dir: PathBuf, schedule: Schedule) {
         let taken = match snapshots.take().await {
             Ok(taken) => {
                 let (dir, schedule) = (dir.clone(), schedule.clone());
-                let kept = tokio::task::spawn_blocking(move || keep_one(&dir, &taken, schedule.keep)).await;
+                let kept = tokio::task::spawn_blocking(move || keep_one(&dir, &taken, &schedule)).await;
                 kept.map_err(anyhow::Error::from).flatten()
             }
             Err(what) => Err(anyhow::Error::msg(what)),
@@ -163,7 +187,7 @@ fn due(newest: Option<SystemTime>, begun: SystemTime, now: SystemTime, interval:
 }
 
 /// Writes a scheduled snapshot, and removes the oldest ones beyond `keep`.
-fn keep_one(dir: &Path, taken: &Taken, keep: usize) -> Result<()> {
+fn keep_one(dir: &Path, taken: &Taken, schedule: &Schedule) -> Result<()> {
     create_private_dir(dir)?;
     for draft in in_dir(dir, "draft")? {
         // Left behind by a crash.
@@ -171,9 +195,10 @@ fn keep_one(dir: &Path, taken: &Taken, keep: usize) -> Result<()> {
     }
     let seconds = now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
     let time = jiff::Timestamp::from_second(seconds)?.strftime("%Y%m%dT%H%M%SZ");
-    save(&dir.join(format!("{:020}-{time}.{EXTENSION}", taken.revision)), &taken.archive)?;
+    let file = dir.join(format!("{:020}-{time}.{EXTENSION}", taken.revision));
+    save(&file, &taken.archive, schedule.passphrase.as_ref())?;
     let found = in_dir(dir, EXTENSION)?;
-    for old in &found[..found.len().saturating_sub(keep)] {
+    for old in &found[..found.len().saturating_sub(schedule.keep)] {
         fs::remove_file(old).with_context(|| format!("remove {}", old.display()))?;
     }
     Ok(())
@@ -212,7 +237,9 @@ mod tests {
         }
         fs::write(place("x.snapshot.draft"), "").expect("written");
         // What cannot be read back is not kept, and takes no good one's place.
-        let error = keep_one(&dir, &Taken { revision: 9, archive: b"nothing".to_vec() }, 2).expect_err("unreadable");
+        let schedule = Schedule { interval: Duration::from_secs(1), keep: 2, passphrase: None };
+        let taken = Taken { revision: 9, archive: b"nothing".to_vec() };
+        let error = keep_one(&dir, &taken, &schedule).expect_err("unreadable");
         assert!(format!("{error:#}").contains("could not be read back"), "{error:#}");
         let left = || -> Vec<String> {
             let mut names: Vec<_> =

@@ -46,6 +46,16 @@ fn a_snapshot_is_the_cluster() -> Result<()> {
     ensure!(said.contains("keys") && said.contains(&name), "{said}");
     ensure!(fs::metadata(&file)?.permissions().mode() & 0o777 == 0o600);
     refused(snapshot(&cluster, &["save", "--data-dir", &data, &name])?, &[&name, "exists already"])?;
+    let (secret, other) = (cluster.path("passphrase"), cluster.path("another"));
+    fs::write(&secret, "correct horse battery\n")?;
+    fs::write(&other, "incorrect horse battery\n")?;
+    let (secret, other) = (secret.display().to_string(), other.display().to_string());
+    let sealed = cluster.path("sealed").display().to_string();
+    done(snapshot(&cluster, &["save", "--data-dir", &data, "--passphrase-file", &secret, &sealed])?)?;
+    ensure!(
+        !fs::read(&sealed)?.windows(14).any(|part| part == b"tls/ca.key\0\0\0\0"),
+        "an encrypted archive shows its files"
+    );
     refused(snapshot(&cluster, &["restore", "--data-dir", &data, &name])?, &["m/store", "empty --data-dir"])?;
     cluster.kubectl(&["create", "configmap", "after"])?;
 
@@ -58,7 +68,10 @@ fn a_snapshot_is_the_cluster() -> Result<()> {
     let half = cluster.path("half").display().to_string();
     refused(snapshot(&cluster, &["restore", "--data-dir", &data, &half])?, &[&half, "not the whole of one"])?;
     refused(snapshot(&cluster, &["save", "--data-dir", &data, "x"])?, &["no server in --data-dir", &data])?;
-    let said = done(snapshot(&cluster, &["restore", "--data-dir", &data, &name])?)?;
+    refused(snapshot(&cluster, &["restore", "--data-dir", &data, &sealed])?, &[&sealed, "--passphrase-file"])?;
+    let wrong = ["restore", "--data-dir", &data, "--passphrase-file", &other, &sealed];
+    refused(snapshot(&cluster, &wrong)?, &[&sealed, "passphrase is another one"])?;
+    let said = done(snapshot(&cluster, &["restore", "--data-dir", &data, "--passphrase-file", &secret, &sealed])?)?;
     ensure!(said.contains("restored") && said.contains("minik8s server --data-dir"), "{said}");
     cluster.start_server()?;
 
