@@ -112,8 +112,9 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     same_networks(app, &application)?;
-    let id = admit_at(app, application).await?;
+    // First, as a server that cannot be given them must not become a member each time that it asks.
     let files = pki::shared_files(&app.data_dir).map_err(Status::internal)?;
+    let id = admit_at(app, application).await?;
     let admission = Admission { member: format!("{id:016x}"), files };
     Ok(present::value(StatusCode::OK, Form::JSON, &json!(admission)))
 }
@@ -151,6 +152,7 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
+    app.store.read_barrier().await.map_err(store_failure)?;
     let known = app.store.raw().snapshot().members();
     let is_meant = |id: u64, info: &MemberInfo| {
         let host = info.peer_urls.iter().any(|url| url == which || host(url) == Some(which));
@@ -243,7 +245,12 @@ fn no_leader() -> Status {
 async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
     let _one = app.changing.lock().await;
     let Application { name, url, .. } = application;
+    if host(&url).is_none() {
+        return Err(Status::bad_request(format!("{url:?} is not of the form https://HOST:PORT")));
+    }
     let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);
+    // Who has just begun to lead may not have applied yet what the one before has done.
+    app.store.read_barrier().await.map_err(store_failure)?;
     let known = app.store.raw().snapshot().members();
     for (&before, _) in known.iter().filter(|(_, info)| here(info)) {
         if before == app.store.raw().status().member_id {
@@ -359,8 +366,12 @@ pub async fn tend(app: Arc<App>) {
 /// A change that was cut off half-way may have left a member written down that is none.
 async fn tidy(app: &App) -> Result<(), Status> {
     let _one = app.changing.lock().await;
+    app.store.read_barrier().await.map_err(store_failure)?;
     let group = app.store.raw().group().borrow().clone();
     let known = app.store.raw().snapshot().members();
+    for id in group.ids().filter(|id| known.get(id).is_some_and(|info| info.removed)) {
+        change(app, MemberChange::Remove(id), |group| !group.has(id)).await?;
+    }
     for (&id, info) in known.iter().filter(|(id, info)| !info.removed && !group.has(**id)) {
         write(app, id, &MemberInfo { removed: true, ..info.clone() }).await?;
     }

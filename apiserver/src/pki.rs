@@ -40,6 +40,9 @@ pub const SERVER_TOKEN: &str = "server-token";
 /// The key that wraps the keys of what is encrypted in the store.
 pub const ENCRYPTION_KEY: &str = "tls/encryption.key";
 
+/// The user that servers are towards nodes and each other.
+pub const SERVER: &str = "minik8s-apiserver";
+
 const DAY: u64 = 24 * 3600;
 const CA_LIFE: Duration = Duration::from_secs(3652 * DAY);
 const LEAF_LIFE: Duration = Duration::from_secs(365 * DAY);
@@ -138,13 +141,17 @@ impl Pki {
 
         let server = leaf(&tls, "server", &ca, subject.now, &Profile::server(subject.sans.clone()))?;
         let admin = leaf(&tls, "admin", &ca, subject.now, &Profile::client("minik8s-admin"))?;
-        let node_client = leaf(&tls, "apiserver-node-client", &ca, subject.now, &Profile::client("minik8s-apiserver"))?;
+        let node_client = leaf(&tls, "apiserver-node-client", &ca, subject.now, &Profile::client(SERVER))?;
         // For `etcdctl`, which finds it by its name.
         leaf(&tls, "etcd-client", &ca, subject.now, &Profile::client("minik8s-etcd-client"))?;
         let service_accounts = token_key(&tls)?;
-        let join_token = token(&subject.data_dir.join("token"), &ca_hash, subject.token)?;
-
         let server_token = token(&subject.data_dir.join(SERVER_TOKEN), &ca_hash, None)?;
+        let join_token = token(&subject.data_dir.join("token"), &ca_hash, subject.token)?;
+        if join_token.secret == server_token.secret {
+            let what = "is the servers': whoever joins an agent with it would have every key. Give another, or none"
+                .to_owned();
+            return Err(Error::Token { what });
+        }
 
         let kubeconfig = subject.data_dir.join("kubeconfig.yaml");
         write_if_changed(&kubeconfig, kubeconfig_text(&subject.url, &ca_pem, &admin).as_bytes())?;

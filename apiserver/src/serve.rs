@@ -9,6 +9,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -36,6 +37,10 @@ const MAX_STREAMS: u32 = 1_000;
 /// HTTP/2 pings find clients that vanished without closing.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// In seconds: a connection whose other end is gone ends within a minute.
+const KEEP_ALIVE_IDLE: u32 = 30;
+const KEEP_ALIVE_INTERVAL: u32 = 10;
+const KEEP_ALIVE_COUNT: u32 = 3;
 /// How long a stop waits for running requests.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: out of file descriptors, usually, and only the end of a connection helps.
@@ -85,6 +90,13 @@ async fn accept(
     }
 }
 
+fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEP_ALIVE_COUNT)
+}
+
 async fn connection(
     stream: TcpStream,
     address: SocketAddr,
@@ -94,6 +106,8 @@ async fn connection(
 ) {
     // Small answers must not wait for the acknowledgement of earlier ones.
     let _ = stream.set_nodelay(true);
+    // A client whose machine is gone says nothing: neither does one that only waits, so the kernel asks.
+    let _ = keep_alive(&stream);
     let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),

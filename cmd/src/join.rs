@@ -1,6 +1,11 @@
 //! How a server becomes a further one of a cluster: it shows the servers' token, and gets its number and the cluster's keys.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use apiserver::{Admission, Application, SERVERS_PATH, admit};
@@ -8,6 +13,41 @@ use node::join::{Refusal, Token, ask};
 
 /// Between two rounds over all the servers named.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// The file that says where a server whose store was set aside is to join anew.
+fn rejoin(data_dir: &Path) -> PathBuf {
+    data_dir.join("rejoin")
+}
+
+/// Where to join anew, and with which token, if that was begun and not done.
+pub fn pending(data_dir: &Path) -> Result<Option<(Vec<String>, String)>> {
+    let path = rejoin(data_dir);
+    let url = match fs::read_to_string(&path) {
+        Ok(url) => url,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let token = data_dir.join("server-token");
+    let token = fs::read_to_string(&token).with_context(|| format!("read {}", token.display()))?;
+    Ok(Some((vec![url], token)))
+}
+
+/// Writes down where to join anew.
+pub fn intend(data_dir: &Path, url: &str) -> Result<()> {
+    let path = rejoin(data_dir);
+    apiserver::write_private(&path, url.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+/// It has joined.
+pub fn forget(data_dir: &Path) -> Result<()> {
+    let path = rejoin(data_dir);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Joins the cluster of `servers`, as long as it takes, and makes the store of a member in `store_dir`.
 pub async fn join(

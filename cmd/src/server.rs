@@ -1,7 +1,6 @@
 //! `minik8s server`: store, API server, scheduler and controllers in one process.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::{Pin, pin},
@@ -50,15 +49,17 @@ pub async fn run(flags: flags::Server) -> Result<()> {
     }
     // One listener throughout: a signal between two would be lost.
     let mut asked = pin!(stop::asked());
-    while let Some(url) = live(config.clone(), asked.as_mut()).await? {
+    loop {
+        if let Some((join, token)) = join::pending(&config.data_dir)? {
+            (config.join, config.token) = (join, Some(token));
+        }
+        let Some(url) = live(config.clone(), asked.as_mut()).await? else { return Ok(()) };
         tracing::warn!(url, "the cluster has been restored or recovered without this server: it joins anew");
+        // Written down first: whatever happens from here on, the next start must not found a cluster of its own.
+        join::intend(&config.data_dir, &url)?;
         let aside = store::set_aside(&store_dir(&config.data_dir)).context("set the store aside")?;
         tracing::warn!(path = %aside.display(), "the store of before is kept");
-        let token = config.data_dir.join("server-token");
-        let token = fs::read_to_string(&token).with_context(|| format!("read {}", token.display()))?;
-        (config.join, config.token) = (vec![url], Some(token));
     }
-    Ok(())
 }
 
 /// Runs the server until it is asked to stop, or has to join the cluster at an address anew.
@@ -178,11 +179,20 @@ impl ControlPlane {
         if !config.join.is_empty() {
             let token = settings.token.take().context("--join needs the --token of the cluster's servers")?;
             // Whose directory names a cluster is one of its servers already.
-            if !store_dir.exists() {
+            if !store::is_there(&store_dir) {
                 let us = apiserver::Application::of(&settings);
                 join::join(&config.join, &token, (&config.data_dir, &store_dir), us).await?;
             }
         }
+        join::forget(&config.data_dir)?;
+        let keys = config.data_dir.join("tls/ca.key");
+        ensure!(
+            store::is_there(&store_dir) || !keys.exists(),
+            "{} is the key of a cluster, and there is no store in {}: join that cluster's other servers with --join, restore a \
+             snapshot, or move both directories aside for a new cluster",
+            keys.display(),
+            store_dir.display()
+        );
         let stored = store::Config { quota_bytes: config.quota_bytes, ..store::Config::new(store_dir) };
         let opened = Store::open_in_group(stored, settings.peers.clone()).await;
         let store = opened.with_context(|| format!("open the store in --data-dir {}", config.data_dir.display()))?;

@@ -162,15 +162,15 @@ pub fn save(disk: &dyn Disk, dir: &Path, image: &Image) -> Result<u64, Error> {
             disk.remove(&path).map_err(failed("remove", &path))?;
         }
     }
-    // Left behind by crashes.
-    for (_, path) in list(disk, dir, ".draft")? {
-        disk.remove(&path).map_err(failed("remove", &path))?;
-    }
     Ok(offset)
 }
 
-/// The newest snapshot; nothing where there never was one.
+/// The newest snapshot; nothing where there never was one. Removes what crashes have left behind: later on a draft is one
+/// that somebody is writing.
 pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Image>, Error> {
+    for (_, path) in list(disk, dir, ".draft")? {
+        disk.remove(&path).map_err(failed("remove", &path))?;
+    }
     let Some((_, path)) = list(disk, dir, ".snapshot")?.pop() else { return Ok(None) };
     let data = disk.read(&path).map_err(failed("read", &path))?;
     match decode(data.into()) {

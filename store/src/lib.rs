@@ -47,7 +47,7 @@ mod wire;
 
 pub use backup::{Contents, Recovered, recover, restore, set_aside};
 pub use error::{Error, WatchError};
-pub use members::{Group, MEMBERS, MemberInfo, member_key, prepare_join};
+pub use members::{Group, MEMBERS, MemberInfo, is_there, member_key, prepare_join};
 pub use quota::ALARMS;
 pub use store::{Config, QUOTA_BYTES, Status, Store};
 pub use types::{

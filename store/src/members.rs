@@ -115,6 +115,13 @@ pub fn prepare_join(dir: &Path, id: u64) -> Result<(), Error> {
     RealDisk.sync_dir(dir).map_err(failed("sync", dir))
 }
 
+/// Whether there is a store in a directory, of a founder or of one who has joined. The directory alone says nothing: it may
+/// be a fresh disk's.
+pub fn is_there(dir: &Path) -> bool {
+    let snapshots = RealDisk.list(&dir.join("snapshot")).unwrap_or_default();
+    path(dir).exists() || snapshots.iter().any(|name| name.ends_with(".snapshot"))
+}
+
 /// The number that [`prepare_join`] wrote; none for a founder.
 pub fn joined_as(dir: &Path) -> Result<Option<u64>, Error> {
     let path = path(dir);
@@ -139,6 +146,7 @@ mod tests {
         prepare_join(&store, 7).expect("written");
         prepare_join(&store, u64::MAX).expect("written again");
         assert_eq!(joined_as(&store).expect("there"), Some(u64::MAX));
+        assert!(is_there(&store) && !is_there(dir.path()));
         fs::write(store.join("member"), "x").expect("damaged");
         assert!(matches!(joined_as(&store), Err(Error::Corrupt { .. })));
     }

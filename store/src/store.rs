@@ -394,15 +394,15 @@ impl Store {
         self.shared.group.subscribe()
     }
 
-    /// Takes in a message that another member has put on its wire.
-    pub fn receive(&self, message: &Bytes) -> Result<(), WireError> {
-        self.take_in(wire::read_message(message)?);
+    /// Takes in a message that the member `from` has put on its wire.
+    pub fn receive(&self, from: u64, message: &Bytes) -> Result<(), WireError> {
+        self.take_in(wire::read_message(from, message)?);
         Ok(())
     }
 
     /// Takes in the bytes of an [`crate::OutgoingSnapshot`].
-    pub fn receive_snapshot(&self, bytes: Bytes) -> Result<(), WireError> {
-        self.take_in(wire::read_snapshot(bytes)?);
+    pub fn receive_snapshot(&self, from: u64, bytes: Bytes) -> Result<(), WireError> {
+        self.take_in(wire::read_snapshot(from, bytes)?);
         Ok(())
     }
 

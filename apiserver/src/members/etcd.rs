@@ -75,6 +75,11 @@ async fn remove(app: &App, id: u64) -> Result<u64, ClusterError> {
 /// Any server may write it down: it is a key like any other.
 async fn update(app: &App, id: u64, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
     let info = known(app, id)?;
+    let [url] = &peer_urls[..] else { return Err(ClusterError::Other("a server has one address".into())) };
+    let members = app.store.raw().snapshot().members();
+    if members.iter().any(|(&other, info)| other != id && !info.removed && info.peer_urls.contains(url)) {
+        return Err(ClusterError::Exists);
+    }
     write(app, id, &MemberInfo { peer_urls, ..info }).await.map_err(failure)?;
     Ok(id)
 }

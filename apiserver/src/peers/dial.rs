@@ -40,6 +40,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(2);
 /// Between two attempts. An election takes ten times as long.
 const RETRY: Duration = Duration::from_millis(100);
+/// To a question that the other server may have to ask the group about; longer than a change of members may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A snapshot of some gigabytes over a slow link. Until then nothing else is sent to that server.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// Messages are put together into one piece up to about this size.
 const PIECE: usize = 64 << 10;
 /// Of an answer that is not a stream, as much is read.
@@ -108,9 +112,12 @@ where
 pub async fn post(app: &App, url: &str, (method, path): (Method, &str), body: Bytes) -> Result<Bytes, Status> {
     let fail = |error: io::Error| Status::service_unavailable(format!("the server at {url}: {error}")).retry_after(1);
     let connection = connect(app, url).await.map_err(fail)?;
-    let answer = connection.send(app, (method, path), Full::new(body)).await.map_err(fail)?;
+    let late = |_| fail(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+    let answer = timeout(ANSWER_TIMEOUT, connection.send(app, (method, path), Full::new(body)));
+    let answer = answer.await.map_err(late)?.map_err(fail)?;
     let code = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect();
+    let body = timeout(ANSWER_TIMEOUT, body).await.map_err(late)?;
     let body = body.map_err(|error| fail(io::Error::other(error)))?.to_bytes();
     if code.is_success() { Ok(body) } else { Err(refusal(code, &body)) }
 }
@@ -253,7 +260,9 @@ async fn send_snapshot(app: &App, url: &str, snapshot: OutgoingSnapshot) -> io::
     });
     let body = Body::new(Pieces(body));
     let body = body.map_err(|_| unreachable!("pieces do not fail")).boxed_unsync();
-    let answer = connection.send(app, (Method::POST, SNAPSHOT_PATH), body).await;
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+    let answer = timeout(SNAPSHOT_TIMEOUT, connection.send(app, (Method::POST, SNAPSHOT_PATH), body)).await;
+    let answer = answer.map_err(late).flatten();
     let (snapshot, whole) = encoding.await.map_err(io::Error::other)?;
     let code = answer?.status();
     if !whole || !code.is_success() {

@@ -1,12 +1,13 @@
 //! What other servers send.
 
-use std::{str::FromStr, time::Duration};
+use std::{cmp::Ordering, str::FromStr, time::Duration};
 
 use api::status::{Reason, Status};
 use axum::body::Body;
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use tokio::time::timeout;
 
 use super::{GENERATION, MEMBER, URL};
 use crate::{App, present};
@@ -15,6 +16,8 @@ use crate::{App, present};
 const MAX_MESSAGE: usize = 64 << 20;
 /// A snapshot; more than a server's memory should hold of objects.
 const MAX_SNAPSHOT: usize = 4 << 30;
+/// Between two pieces of a snapshot; its sender gives a connection up after two silent seconds.
+const SNAPSHOT_SILENCE: Duration = Duration::from_secs(10);
 /// How long messages are still taken in by a server that stops: what it has begun it can finish.
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -36,11 +39,20 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
     }
     let snapshot = app.store.raw().snapshot();
     let generation = text(&GENERATION).and_then(|text| text.parse::<u64>().ok());
-    // Whatever its number: the same may have been given again in this life.
-    if generation.is_some_and(|theirs| theirs < snapshot.generation()) {
-        return Ok(Sender::Superseded);
+    // Whatever its number: the same may have been given again in another life. Who knows of no member is of none yet, be it
+    // the sender or this server.
+    let known = snapshot.members();
+    match generation.map(|theirs| theirs.cmp(&snapshot.generation())) {
+        Some(Ordering::Less) => return Ok(Sender::Superseded),
+        Some(Ordering::Greater) if !known.is_empty() => {
+            return Err(Status::new(
+                Reason::Conflict,
+                "this server is of an earlier life of the cluster, and joins it anew",
+            ));
+        }
+        Some(Ordering::Equal | Ordering::Greater) | None => {}
     }
-    if snapshot.members().get(&id).is_some_and(|info| info.removed) {
+    if known.get(&id).is_some_and(|info| info.removed) {
         return Err(Status::gone(
             "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token",
         ));
@@ -78,7 +90,7 @@ pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>
         let Ok(data) = frame.into_data() else { continue };
         received.extend_from_slice(&data);
         while let Some(message) = next(&mut received)? {
-            app.store.raw().receive(&message).map_err(|error| Status::bad_request(error.to_string()))?;
+            app.store.raw().receive(id, &message).map_err(|error| Status::bad_request(error.to_string()))?;
         }
     }
     Ok(present::text(""))
@@ -107,7 +119,9 @@ pub async fn receive_snapshot(app: &App, request: Request<Body>) -> Result<Respo
     };
     let mut body = request.into_body();
     let mut received = BytesMut::new();
-    while let Some(frame) = body.frame().await {
+    // The next one waits for this one's end, so a sender that is gone without a word must not hold it up.
+    let late = |_| Status::timeout("the rest of the snapshot did not come", 1);
+    while let Some(frame) = timeout(SNAPSHOT_SILENCE, body.frame()).await.map_err(late)? {
         let frame = frame.map_err(|error| Status::bad_request(format!("the snapshot broke off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         if received.len() + data.len() > MAX_SNAPSHOT {
@@ -116,7 +130,7 @@ pub async fn receive_snapshot(app: &App, request: Request<Body>) -> Result<Respo
         received.extend_from_slice(&data);
     }
     tracing::info!(member = format!("{id:016x}"), bytes = received.len(), "received a snapshot from another server");
-    app.store.raw().receive_snapshot(received.freeze()).map_err(|error| Status::bad_request(error.to_string()))?;
+    app.store.raw().receive_snapshot(id, received.freeze()).map_err(|error| Status::bad_request(error.to_string()))?;
     Ok(present::text(""))
 }
 

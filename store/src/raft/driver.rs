@@ -351,11 +351,13 @@ impl Driver {
     }
 
     fn send(&mut self, messages: Vec<Message>) {
+        let mut offers = false;
         for message in messages {
             if message.get_msg_type() != MessageType::MsgSnapshot {
                 self.transport.send(message);
                 continue;
             }
+            offers = true;
             // Raft holds its entries back until it hears how a snapshot went.
             match self.node.store().offered(message.get_snapshot().get_metadata().index) {
                 Some(image) => {
@@ -363,6 +365,9 @@ impl Driver {
                 }
                 None => self.node.report_snapshot(message.to, SnapshotStatus::Failure),
             }
+        }
+        if offers {
+            self.node.mut_store().forget_offered();
         }
     }
 

@@ -45,6 +45,8 @@ const MESSAGE_BYTES: u64 = 1 << 20;
 const INFLIGHT: usize = 256;
 /// Proposals beyond it are refused until some are committed.
 pub const UNCOMMITTED_BYTES: u64 = 64 << 20;
+/// A second or so of full write speed: whoever was away for longer is sent the state.
+const TAIL_BYTES: usize = 32 << 20;
 /// Applied in one go, during which readers wait.
 const COMMITTED_BYTES: u64 = 8 << 20;
 
@@ -74,13 +76,13 @@ pub struct Sizes {
     pub segment: u64,
     /// The log is cut once it has grown by this much, and by several times the snapshot that cutting it takes.
     pub cut_after: u64,
-    /// Applied entries kept in memory for followers that are a little behind.
+    /// Bytes of applied entries kept in memory for followers that are a little behind.
     pub tail: usize,
 }
 
 impl Default for Sizes {
     fn default() -> Sizes {
-        Sizes { segment: SEGMENT_BYTES, cut_after: 32 << 20, tail: 4096 }
+        Sizes { segment: SEGMENT_BYTES, cut_after: 32 << 20, tail: TAIL_BYTES }
     }
 }
 

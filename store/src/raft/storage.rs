@@ -28,6 +28,8 @@ pub struct RaftStorage {
     before: Position,
     /// Invariant: the first one's index is `before.index + 1`, and the indexes have no gap.
     entries: VecDeque<Entry>,
+    /// What they take.
+    bytes: usize,
     shared: Arc<Shared>,
     /// The states of the snapshots that raft has been given for others, by index: raft itself knows only their position.
     offered: RefCell<BTreeMap<u64, Image>>,
@@ -40,29 +42,40 @@ impl RaftStorage {
             (state.position(), ConfState::from(state.members()))
         };
         let offered = RefCell::default();
-        RaftStorage { hard_state, conf_state, before, entries: entries.into(), shared, offered }
+        let bytes = entries.iter().map(size_of_entry).sum();
+        RaftStorage { hard_state, conf_state, before, entries: entries.into(), bytes, shared, offered }
     }
 
     pub fn append(&mut self, new: &[Entry]) {
         let Some(first) = new.first() else { return };
         // A new leader's entries void those from the same index on.
-        self.entries.truncate((first.index - self.before.index - 1) as usize);
+        for voided in self.entries.drain((first.index - self.before.index - 1) as usize..) {
+            self.bytes -= size_of_entry(&voided);
+        }
+        self.bytes += new.iter().map(size_of_entry).sum::<usize>();
         self.entries.extend(new.iter().cloned());
     }
 
     /// Everything starts over after a snapshot.
     pub fn install(&mut self, position: Position, conf_state: ConfState) {
         self.entries.clear();
+        self.bytes = 0;
         self.before = position;
         self.conf_state = conf_state;
     }
 
-    /// Lets go of applied entries but the last `keep`, which are for followers that are a little behind.
+    /// Lets go of applied entries but the last ones of `keep` bytes, which are for followers that are a little behind.
     pub fn compact(&mut self, applied: u64, keep: usize) {
-        let applied = applied.saturating_sub(self.before.index) as usize;
-        for entry in self.entries.drain(..applied.saturating_sub(keep).min(self.entries.len())) {
+        while self.bytes > keep && self.before.index < applied {
+            let Some(entry) = self.entries.pop_front() else { return };
+            self.bytes -= size_of_entry(&entry);
             self.before = Position { index: entry.index, term: entry.term };
         }
+    }
+
+    /// No snapshot is on its way any more that has not left.
+    pub fn forget_offered(&mut self) {
+        self.offered.get_mut().clear();
     }
 
     /// The state that belongs to a snapshot raft sends; none where another one has been offered since.
@@ -73,6 +86,12 @@ impl RaftStorage {
     fn last(&self) -> u64 {
         self.before.index + self.entries.len() as u64
     }
+}
+
+/// What an entry takes of memory, about.
+fn size_of_entry(entry: &Entry) -> usize {
+    const FIXED: usize = 128;
+    FIXED + entry.data.len()
 }
 
 impl Storage for RaftStorage {

@@ -315,7 +315,7 @@ impl World {
         let parts = Parts {
             voters: if slot.founder { (1..=members).collect() } else { Vec::new() },
             transport: Box::new(Plug(wires)),
-            sizes: Sizes { segment: 16 << 10, cut_after: 16 << 10, tail: 30 },
+            sizes: Sizes { segment: 16 << 10, cut_after: 16 << 10, tail: 6 << 10 },
             ..Parts::on_disk(id, limits, Arc::new(slot.disk.clone()))
         };
         let Member { mut driver, writer, keeper, started } = match assemble(parts, seed) {

@@ -53,7 +53,7 @@ impl Network {
         let store = Store::open_with(Parts {
             voters: vec![1, 2, 3],
             transport: Box::new(Plug { network: self.clone(), from: id }),
-            sizes: Sizes { segment: 64 << 10, cut_after: 32 << 10, tail: 20 },
+            sizes: Sizes { segment: 64 << 10, cut_after: 32 << 10, tail: 6 << 10 },
             ..Parts::on_disk(id, limits, Arc::new(disk.clone()))
         })
         .await

@@ -85,6 +85,11 @@ impl Driver {
                 self.hand_over();
                 return Err(Error::Unavailable);
             }
+            MemberChange::Remove(id) if self.would_strand(&members, id) => {
+                return refuse(format!(
+                    "without member {id} those that are left could decide nothing: too many of them are absent"
+                ));
+            }
             MemberChange::Remove(id) => (id, ConfChangeType::RemoveNode),
         };
         let single = ConfChangeSingle { change_type: kind, node_id: id, ..ConfChangeSingle::default() };
@@ -97,6 +102,18 @@ impl Driver {
     }
 
     /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
+    /// Whether of those who would still have a vote, once `id` has none, too few are there to decide anything.
+    fn would_strand(&self, members: &Members, id: u64) -> bool {
+        let left: Vec<u64> = members.voters.iter().copied().filter(|&voter| voter != id).collect();
+        let is_there = |voter: &&u64| **voter == self.node.raft.id || self.hears(**voter);
+        members.voters.contains(&id) && left.iter().filter(is_there).count() * 2 <= left.len()
+    }
+
+    /// Whether a member has been heard of lately.
+    fn hears(&self, id: u64) -> bool {
+        self.heard.get(&id).is_some_and(|heard| *heard + ABSENT > self.now())
+    }
+
     pub(super) fn look_around(&mut self, now: Duration) {
         if self.role != StateRole::Leader {
             self.heard.clear();
@@ -115,10 +132,9 @@ impl Driver {
 
     /// Tells who is interested what the group looks like.
     pub(super) fn tell_group(&self) {
-        let (state, now) = (self.shared.state(), self.now());
+        let state = self.shared.state();
         let Members { voters, learners, .. } = state.members();
-        let is_active = |id: &u64| self.heard.get(id).is_some_and(|heard| *heard + ABSENT > now);
-        let active = || voters.iter().chain(learners).copied().filter(is_active);
+        let active = || voters.iter().chain(learners).copied().filter(|&id| self.hears(id));
         self.shared.group.send_if_modified(|told| {
             // Every turn comes here, and hardly one has news: nothing is copied for the others.
             let same = told.leader_id == self.leader
