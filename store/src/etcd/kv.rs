@@ -17,7 +17,7 @@ use super::{
     },
     status::Status,
 };
-use crate::{Change, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult};
+use crate::{Change, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end};
 
 pub async fn put(api: &Api, request: PutRequest) -> Result<PutResponse, Status> {
     check_put(&request)?;
@@ -32,7 +32,7 @@ pub async fn put(api: &Api, request: PutRequest) -> Result<PutResponse, Status> 
 }
 
 pub async fn delete_range(api: &Api, request: DeleteRangeRequest) -> Result<DeleteRangeResponse, Status> {
-    check_key(&request.key)?;
+    check_delete(&request)?;
     check_size(&request)?;
     let wants_previous = request.prev_kv;
     let result = change(api, delete_op(request)).await?;
@@ -156,8 +156,24 @@ pub fn check_size(request: &impl Message) -> Result<(), Status> {
     if request.encoded_len() > MAX_REQUEST { Err(Status::TOO_LARGE) } else { Ok(()) }
 }
 
+/// Members, alarms and keys of the group itself: who changes them by hand ends it.
+const OWN: &[u8] = b"/minik8s/";
+
+pub fn check_delete(request: &DeleteRangeRequest) -> Result<(), Status> {
+    check_key(&request.key)?;
+    let owned = match range_end(&request.range_end) {
+        None => request.key.starts_with(OWN),
+        // A range that has any of it.
+        Some(end) => request.key < prefix_end(OWN) && (end.is_empty() || end[..] > *OWN),
+    };
+    if owned { Err(Status::OWN_KEYS) } else { Ok(()) }
+}
+
 pub fn check_put(request: &PutRequest) -> Result<(), Status> {
     check_key(&request.key)?;
+    if request.key.starts_with(OWN) {
+        return Err(Status::OWN_KEYS);
+    }
     if request.ignore_value && !request.value.is_empty() {
         return Err(Status::VALUE_PROVIDED);
     }
@@ -216,5 +232,31 @@ pub fn key_value(kv: &crate::KeyValue) -> KeyValue {
         version: kv.version as i64,
         value: kv.value.clone(),
         lease: kv.lease.map_or(0, |lease| lease.0 as i64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_groups_own_keys_are_left_alone() {
+        let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+        for (key, owned) in [("/minik8s/members/1", true), ("/minik8s", false), ("/registry/a", false), ("a", false)] {
+            let put = PutRequest { key: bytes(key), ..PutRequest::default() };
+            assert_eq!(check_put(&put).is_err(), owned, "{key}");
+        }
+        for (key, end, owned) in [
+            ("/minik8s/generation", "", true),
+            ("/registry/", "/registry0", false),
+            ("\0", "\0", true),
+            ("/a", "/z", true),
+            ("/a", "/minik8s/", false),
+            ("/minik8s0", "\0", false),
+            ("0", "\0", false),
+        ] {
+            let delete = DeleteRangeRequest { key: bytes(key), range_end: bytes(end), ..DeleteRangeRequest::default() };
+            assert_eq!(check_delete(&delete).is_err(), owned, "{key:?} to {end:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ pub enum Code {
     Unknown = 2,
     InvalidArgument = 3,
     NotFound = 5,
+    PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     OutOfRange = 11,
@@ -39,6 +40,8 @@ impl Status {
     pub const INVALID_SORT: Status = says(Code::InvalidArgument, "etcdserver: invalid sort option");
     pub const TOO_LARGE: Status = says(Code::InvalidArgument, "etcdserver: request is too large");
     pub const NO_SPACE: Status = says(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded");
+    pub const OWN_KEYS: Status =
+        says(Code::PermissionDenied, "etcdserver: permission denied: what is under /minik8s/ is the group's own");
     pub const COMPACTED: Status = says(Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted");
     pub const FUTURE: Status = says(Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision");
     pub const LEASE_NOT_FOUND: Status = says(Code::NotFound, "etcdserver: requested lease not found");

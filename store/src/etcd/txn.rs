@@ -43,7 +43,7 @@ fn check(request: &TxnRequest, limit: usize) -> Result<(), Status> {
         match &op.request {
             Some(Request::Range(range)) => kv::check_range(range)?,
             Some(Request::Put(put)) => kv::check_put(put)?,
-            Some(Request::DeleteRange(delete)) => kv::check_key(&delete.key)?,
+            Some(Request::DeleteRange(delete)) => kv::check_delete(delete)?,
             Some(Request::Txn(txn)) => check(txn, limit - most)?,
             None => return Err(Status::KEY_NOT_FOUND),
         }

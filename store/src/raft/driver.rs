@@ -46,6 +46,8 @@ const LONE_TICK: Duration = Duration::from_millis(500);
 const CAUGHT_UP: u64 = 1000;
 /// A leader whose disk takes longer than this over a write has another member lead.
 const SLOW_DISK: Duration = Duration::from_secs(1);
+/// And tries no other one for this long: where all disks are slow, leading goes in circles and helps nobody.
+const SLOW_DISK_REST: Duration = Duration::from_secs(10);
 /// A member not heard of for this long counts as absent.
 const ABSENT: Duration = Duration::from_secs(3);
 /// A stop waits no longer for proposals under way.
@@ -111,6 +113,8 @@ pub struct Driver {
     committed: VecDeque<Entry>,
     /// When other members were last heard of, while this one leads.
     heard: HashMap<u64, Duration>,
+    /// When another member was last asked to lead, as this one's disk was slow.
+    asked_to_lead: Option<Duration>,
     /// Readies on their way to the disk, and since when: the first of them says how slow the disk is.
     writing: VecDeque<(u64, Duration)>,
     /// Hard states on their way to the disk, by the Ready that they are written with; and the one that is there.
@@ -154,6 +158,7 @@ impl Driver {
             applied,
             committed: VecDeque::new(),
             heard: HashMap::new(),
+            asked_to_lead: None,
             writing: VecDeque::new(),
             writes: VecDeque::new(),
             durable,

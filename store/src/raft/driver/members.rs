@@ -9,7 +9,7 @@ use raft::{
 };
 use tokio::sync::oneshot;
 
-use super::{ABSENT, CAUGHT_UP, Driver, SLOW_DISK, apply::parse};
+use super::{ABSENT, CAUGHT_UP, Driver, SLOW_DISK, SLOW_DISK_REST, apply::parse};
 use crate::{
     Error, Group, MemberChange,
     mvcc::{Answer, Members},
@@ -124,8 +124,10 @@ impl Driver {
             self.heard.insert(id, now);
         }
         let slow = self.writing.front().is_some_and(|(_, since)| *since + SLOW_DISK < now);
-        if slow && raft.lead_transferee.is_none() && self.stop.is_none() {
+        let rested = self.asked_to_lead.is_none_or(|asked| asked + SLOW_DISK_REST < now);
+        if slow && rested && raft.lead_transferee.is_none() && self.stop.is_none() {
             tracing::warn!("this member's disk is slow: another one is asked to lead");
+            self.asked_to_lead = Some(now);
             self.hand_over();
         }
     }
