@@ -49,6 +49,7 @@ pub enum Command {
         /// Names a server, where it is not the one of --data-dir; KUBECONFIG otherwise.
         #[arg(long, value_name = "FILE")]
         kubeconfig: Option<PathBuf>,
+        /// Its name, address or number.
         server: String,
     },
     /// Print the token with which agents join.
@@ -91,7 +92,7 @@ pub struct Server {
     /// The address that nodes and clients reach this server at; found by itself when not given.
     #[arg(long, env = "MINIK8S_ADVERTISE_ADDRESS", value_name = "IP")]
     pub advertise_address: Option<IpAddr>,
-    /// The servers of a cluster to become a further server of: `https://HOST:6443`. Ignored once it is one.
+    /// The servers of a cluster to become a further server of: `https://HOST:6443`, several with commas. Ignored once it is one.
     #[arg(long, env = "MINIK8S_JOIN", value_name = "URL", value_delimiter = ',', requires = "token")]
     pub join: Vec<String>,
     /// With --join, what another server's file server-token holds. Else the secret part of the agents' join token, or the
@@ -101,11 +102,12 @@ pub struct Server {
     /// A further name or address for the server's certificate.
     #[arg(long, env = "MINIK8S_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     pub tls_san: Vec<String>,
-    /// Where the etcd API is served: https:// for holders of <data-dir>/tls/etcd-client.crt; http:// for everybody, on a
+    /// Where the etcd API is served: https:// for holders of an administrator's certificate, such as
+    /// <data-dir>/tls/etcd-client.crt; http:// for everybody, on a
     /// loopback address only; or none.
     #[arg(long, env = "MINIK8S_ETCD_LISTEN", value_name = "URL", value_parser = etcd_listen)]
     pub etcd_listen: Option<EtcdListen>,
-    /// How much the store may hold, such as 2GiB or 512MiB. Beyond it nothing but deletes is taken.
+    /// How much the store may hold, such as 2GiB or 512MiB, at least 16MiB. Beyond it nothing but deletes is taken.
     #[arg(long, env = "MINIK8S_STORE_QUOTA", default_value = "2GiB", value_name = "SIZE", value_parser = size)]
     pub store_quota: usize,
     /// How often a snapshot of the cluster is taken into <data-dir>/snapshots, such as 12h or 30m; 0 for never.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use apiserver::{Admission, Application, SERVERS_PATH, admit};
 use node::join::{Refusal, Token, ask};
 
@@ -36,6 +36,26 @@ pub fn pending(data_dir: &Path) -> Result<Option<(Vec<String>, String)>> {
 pub fn intend(data_dir: &Path, url: &str) -> Result<()> {
     let path = rejoin(data_dir);
     apiserver::write_private(&path, url.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
+/// Refuses servers that are not named as they should be, and a directory that is of another cluster than the token.
+pub fn check(servers: &[String], token: &str, data_dir: &Path) -> Result<()> {
+    for server in servers {
+        let host = server.strip_prefix("https://").unwrap_or_default();
+        ensure!(!host.trim_matches('/').is_empty(), "--join {server:?}: a server is named as https://HOST:6443");
+    }
+    let token = Token::parse(token).map_err(|error| anyhow!("--token: {error}"))?;
+    let ca = data_dir.join("tls/ca.crt");
+    match fs::read_to_string(&ca) {
+        Ok(pem) => ensure!(
+            token.is_of(&pem),
+            "{} is of another cluster than --token: join with an empty --data-dir",
+            ca.display()
+        ),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", ca.display())),
+    }
+    Ok(())
 }
 
 /// It has joined.

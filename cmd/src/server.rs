@@ -178,6 +178,7 @@ impl ControlPlane {
         let store_dir = store_dir(&config.data_dir);
         if !config.join.is_empty() {
             let token = settings.token.take().context("--join needs the --token of the cluster's servers")?;
+            join::check(&config.join, &token, &config.data_dir)?;
             // Whose directory names a cluster is one of its servers already.
             if !store::is_there(&store_dir) {
                 let us = apiserver::Application::of(&settings);

@@ -19,6 +19,9 @@ pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> R
         return Ok(());
     }
     print!("{}", table(&status));
+    if status["leader"].as_str().is_none_or(|leader| leader.trim_matches('0').is_empty()) {
+        println!("no server leads: a majority of those with a vote must be there");
+    }
     if status["alarms"].as_array().is_some_and(|alarms| !alarms.is_empty()) {
         println!("the store is full ({} of {} bytes): it takes deletes only", status["bytes"], status["quotaBytes"]);
     }

@@ -53,6 +53,13 @@ impl Token {
     }
 }
 
+impl Token {
+    /// Whether a cluster's CA, as PEM, is the one that this token is for.
+    pub fn is_of(&self, ca_pem: &str) -> bool {
+        first(ca_pem).is_some_and(|der| hex(&Sha256::digest(&der)) == self.ca_hash)
+    }
+}
+
 /// What joining gives, and what the files of `<data-dir>/agent` hold.
 #[derive(Clone, Debug)]
 pub struct Identity {
