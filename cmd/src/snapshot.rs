@@ -56,7 +56,9 @@ pub async fn run(action: SnapshotAction) -> Result<()> {
         SnapshotAction::Restore { data, secret, file } => {
             let contents = restore(&data.data_dir, &file, passphrase(&secret)?.as_ref())?;
             println!("restored {} keys as of revision {}", contents.keys, contents.revision);
-            println!("once it is started, other servers of this cluster set their stores aside and take over this one's");
+            println!(
+                "once it is started, other servers of this cluster set their stores aside and take over this one's"
+            );
             println!("start it with:  minik8s server --data-dir {}", data.data_dir.display());
         }
     }
