@@ -39,13 +39,16 @@ pub struct Shared {
     pub seed: u64,
     began: Instant,
     values: AtomicU64,
+    /// Lists that watchers have begun with.
+    pub watching: AtomicU64,
     pub stop: AtomicBool,
 }
 
 impl Shared {
     pub fn new(servers: Vec<String>, seed: u64) -> Arc<Shared> {
         let (began, values) = (Instant::now(), AtomicU64::new(1));
-        Arc::new(Shared { servers, seed, began, values, stop: AtomicBool::new(false) })
+        let (watching, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Shared { servers, seed, began, values, watching, stop })
     }
 
     pub fn now(&self) -> Moment {

@@ -30,6 +30,8 @@ use super::{
 const WORKERS: usize = 8;
 /// Between two faults: long enough to see how it is when nothing is wrong.
 const CALM: Duration = Duration::from_secs(1);
+/// Between two looks at whether all are there that should be.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long a server that cannot write may go on before it ends.
 const DYING: Duration = Duration::from_secs(30);
 /// A server that met a full disk ends within this time, even if there is room again.
@@ -105,7 +107,9 @@ impl Run {
             let work = watchers::follow(run.shared.clone(), client, place, run.goal.clone());
             run.watchers.push(run.servers.inside.spawn(work));
         }
-        thread::sleep(CALM);
+        wait("watchers that know where they begin", MENDED, || {
+            Ok((run.shared.watching.load(Ordering::Relaxed) >= run.watchers.len() as u64).then_some(()))
+        })?;
         for number in 0..WORKERS {
             let client = run.servers.access.client([Protocol::Http1, Protocol::Http2][number % 2])?;
             run.writers.push(run.servers.inside.spawn(clients::work(run.shared.clone(), client, number)));
@@ -164,6 +168,20 @@ impl Run {
         self.settle().with_context(|| format!("after {what}"))
     }
 
+    /// Lets things be as they are for a while, in which no server may end by itself.
+    fn hold(&mut self, lasts: Duration) -> Result<()> {
+        let end = Instant::now() + lasts;
+        while let Some(rest) = end.checked_duration_since(Instant::now()) {
+            for server in &mut self.servers.all {
+                if let Some(status) = server.ended()? {
+                    bail!("{} ended by itself with {status}: {}", server.name, server.last_words());
+                }
+            }
+            thread::park_timeout(rest.min(LOOK_EVERY));
+        }
+        Ok(())
+    }
+
     fn addresses(&self, of: &[usize]) -> Vec<String> {
         of.iter().map(|at| self.servers.all[*at].host.address.clone()).collect()
     }
@@ -175,25 +193,26 @@ impl Run {
         match fault.kind {
             Kind::Kill => {
                 self.servers.all[victim].kill()?;
-                thread::sleep(fault.lasts);
+                self.hold(fault.lasts)?;
                 self.back(fault, victim, at)
             }
             Kind::Stop => {
                 let asked = Instant::now();
                 self.servers.all[victim].ask_to_stop()?;
                 self.servers.all[victim].stopped()?;
-                thread::sleep(fault.lasts.saturating_sub(asked.elapsed()));
+                self.hold(fault.lasts.saturating_sub(asked.elapsed()))?;
                 self.back(fault, victim, at)
             }
             Kind::KillAll => {
                 self.servers.all.iter_mut().try_for_each(|server| server.kill())?;
-                thread::sleep(fault.lasts);
+                self.hold(fault.lasts)?;
                 (0..self.servers.all.len()).try_for_each(|at| self.servers.spawn(at))
             }
             Kind::Pause => {
                 self.servers.all[victim].pause()?;
-                thread::sleep(fault.lasts);
-                self.servers.all[victim].resume()
+                let held = self.hold(fault.lasts);
+                self.servers.all[victim].resume()?;
+                held
             }
             Kind::Unplug => self.cut(fault, victim, &Cut::Unplugged),
             Kind::CutOff => self.cut(fault, victim, &Cut::From(addresses)),
@@ -210,7 +229,7 @@ impl Run {
             Kind::Replace => {
                 self.servers.all[victim].kill()?;
                 self.servers.all[victim].disk.replace()?;
-                thread::sleep(fault.lasts);
+                self.hold(fault.lasts)?;
                 self.servers.spawn(victim)
             }
         }
@@ -226,11 +245,11 @@ impl Run {
         self.servers.spawn(victim)
     }
 
-    fn cut(&self, fault: &Fault, victim: usize, cut: &Cut) -> Result<()> {
-        let host = &self.servers.all[victim].host;
-        cut.apply(host)?;
-        thread::sleep(fault.lasts);
-        cut::mend(host)
+    fn cut(&mut self, fault: &Fault, victim: usize, cut: &Cut) -> Result<()> {
+        cut.apply(&self.servers.all[victim].host)?;
+        let held = self.hold(fault.lasts);
+        cut::mend(&self.servers.all[victim].host)?;
+        held
     }
 
     fn fill_disk(&mut self, fault: &Fault, victim: usize) -> Result<()> {
@@ -246,10 +265,9 @@ impl Run {
         }
         let server = &mut self.servers.all[victim];
         server.disk.make_room()?;
-        let room = Instant::now();
-        while ended.is_none() && room.elapsed() < SECOND_THOUGHTS {
-            ended = server.ended()?;
-            thread::sleep(Duration::from_millis(50));
+        if ended.is_none() {
+            // It need not end.
+            ended = wait("end after a full disk", SECOND_THOUGHTS, || server.ended()).ok();
         }
         if ended.is_none() && server.stops()? {
             ended = Some(wait("end of a server that has given up its disk", DYING, || server.ended())?);
@@ -286,7 +304,7 @@ impl Run {
             self.mark(server)?;
         }
         let from = self.shared.now();
-        thread::sleep(CALM);
+        self.hold(CALM)?;
         self.report.calm.push((from, self.shared.now()));
         Ok(())
     }

@@ -103,6 +103,7 @@ impl Watcher {
                 let operation = self.shared.perform(&self.client, server, Request::List, PATIENCE).await;
                 let Outcome::Listed(from, _) = operation.outcome else { return End::Broken };
                 self.history.operations.push(operation);
+                self.shared.watching.fetch_add(1, Ordering::Relaxed);
                 from
             }
         };
