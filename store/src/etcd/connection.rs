@@ -1,7 +1,13 @@
 //! One client's connection. Short calls are carried out in the connection's own task, so that all the answers that come
 //! of one sync of the log leave in one write; long ones have tasks of their own, which end with the connection.
 
-use std::{future::poll_fn, pin::pin, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -11,7 +17,7 @@ use h2::{
 };
 use http::Request;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch as signal,
     task::JoinSet,
     time::{MissedTickBehavior, interval},
@@ -44,7 +50,8 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS);
-    let Ok(connection) = tokio::time::timeout(HANDSHAKE_WAIT, builder.handshake::<T, Bytes>(stream)).await else {
+    let handshake = builder.handshake::<_, Bytes>(OneBuffer(stream));
+    let Ok(connection) = tokio::time::timeout(HANDSHAKE_WAIT, handshake).await else {
         return Ok(());
     };
     let mut connection = connection?;
@@ -84,6 +91,34 @@ where
     match ended {
         End::Closed | End::Silent => Ok(()),
         End::Stopped => wind_up(connection, short, long).await,
+    }
+}
+
+/// A stream that takes one buffer at a time. To one that takes several, h2 gives each message of 256 bytes and more beside its
+/// own buffer, which then cannot take the next answer before it is written; so it is with those of 1024 bytes.
+struct OneBuffer<T>(T);
+
+impl<T: AsyncRead + Unpin> AsyncRead for OneBuffer<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for OneBuffer<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
