@@ -110,7 +110,7 @@ async fn accept(
     Ok((stream.into_std()?, permit))
 }
 
-async fn connect(api: Api, stream: TcpStream, tls: Option<Tls>, stopped: signal::Receiver<bool>) {
+async fn connect(api: Arc<Api>, stream: TcpStream, tls: Option<Tls>, stopped: signal::Receiver<bool>) {
     // Answers are small, and someone waits for each.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection to the etcd API was gone at once");

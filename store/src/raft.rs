@@ -21,6 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 pub use self::{
     queue::Queue,
     recover::{Parts, Sizes, Started, UNCOMMITTED_BYTES, read_all, start},
+    runner::Runner,
 };
 use crate::{
     Error, MemberChange,

@@ -1,6 +1,7 @@
 //! The store as its callers see it.
 
 use std::{
+    convert::Infallible,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -8,7 +9,7 @@ use std::{
 
 use ::raft::eraftpb::Message;
 use bytes::Bytes;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::{
     Error, Group, LeaseId, LeaseInfo, MemberChange, Revision, Snapshot, Txn, TxnResult, Watcher, Wire, WireError,
@@ -19,7 +20,7 @@ use crate::{
     members,
     mvcc::{Answer, Image, Limits, Refusal},
     quota::{self, Fill, Verdict},
-    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Sizes, Started, Transport, UNCOMMITTED_BYTES},
+    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Runner, Sizes, Started, Transport, UNCOMMITTED_BYTES},
     shared::Shared,
     wire::{self, OnWire},
 };
@@ -95,6 +96,9 @@ pub struct Status {
 pub struct Store {
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
+    runner: Arc<Runner>,
+    /// Told of proposals that the thread which made them carries out.
+    proposed: Option<Arc<Notify>>,
     /// Bounds what is under way, in units of `PERMIT_BYTES`.
     permits: Arc<Semaphore>,
     member_id: u64,
@@ -154,14 +158,29 @@ impl Store {
         let (member_id, quota) = (parts.member_id, parts.quota);
         // Reading the disk blocks; the caller's threads have other things to do.
         let started = tokio::task::spawn_blocking(move || raft::start(parts)).await;
-        let Started { shared, inbox, ready } =
+        let (Started { shared, inbox, ready }, runner) =
             started.map_err(|error| Error::Fatal { reason: error.to_string() })??;
         let permits = Arc::new(Semaphore::new(PERMITS));
-        let store = Store { shared, inbox: Arc::new(Inbox(inbox)), permits, member_id, quota };
+        let inbox = Arc::new(Inbox(inbox));
+        let store = Store { shared, inbox, runner, proposed: None, permits, member_id, quota };
         match ready.await {
             Ok(()) => Ok(store),
             Err(_) => Err(store.shared.check_open().err().unwrap_or(Error::Closed)),
         }
+    }
+
+    /// A handle whose proposals are carried out by the thread that makes them, and what does so there for as long as it is
+    /// polled. To wake another thread, and to be woken by it, takes as long as a quick disk does.
+    pub(crate) fn on_this_thread(&self) -> (Store, impl Future<Output = Infallible> + Send + use<>) {
+        let (proposed, runner) = (Arc::new(Notify::new()), self.runner.clone());
+        let store = Store { proposed: Some(proposed.clone()), ..self.clone() };
+        let work = async move {
+            loop {
+                proposed.notified().await;
+                runner.lend_hand();
+            }
+        };
+        (store, work)
     }
 
     /// The applied state as it is now: a pointer copy.
@@ -196,37 +215,65 @@ impl Store {
         confirmed.await.unwrap_or(Err(Error::Closed))
     }
 
-    /// Carries out a transaction; returns once it is durable and applied.
-    pub async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
-        check(&txn)?;
-        self.check_quota(&txn).await?;
-        match self.propose("transaction", Command::Txn(txn)).await? {
-            Answer::Txn(result) => Ok(result),
-            Answer::Lease { .. } | Answer::Done => unreachable!("a transaction is answered by its result"),
+    /// Carries out a transaction; returns once it is durable and applied. Not an `async fn`, which would keep the whole of
+    /// it while it waits.
+    pub fn txn(&self, txn: Txn) -> impl Future<Output = Result<TxnResult, Error>> + Send {
+        let begun = self.begin(txn);
+        async move {
+            let answer = match begun? {
+                Begun::UnderWay(answered) => self.answer_to(answered).await?,
+                // Rare, and large.
+                Begun::Held(verdict, encoded) => Box::pin(self.go_on(verdict, encoded)).await?,
+            };
+            match answer {
+                Answer::Txn(result) => Ok(result),
+                Answer::Lease { .. } | Answer::Done => unreachable!("a transaction is answered by its result"),
+            }
         }
     }
 
-    async fn check_quota(&self, txn: &Txn) -> Result<(), Error> {
-        let gauges = &self.shared.gauges;
-        let (bytes, alarmed) = (gauges.bytes() as usize, gauges.is_alarmed());
-        let fill = Fill { bytes, quota: self.quota, alarmed };
-        // Most are far from any limit: then nothing needs to be counted.
-        if !alarmed && bytes + MAX_TXN_BYTES <= self.quota {
-            return Ok(());
+    /// Proposes a transaction at once, where nothing has to be done or waited for before.
+    fn begin(&self, txn: Txn) -> Result<Begun, Error> {
+        check(&txn)?;
+        self.shared.check_open()?;
+        let verdict = self.judge(&txn);
+        let encoded = encode("transaction", Command::Txn(txn))?;
+        match self.permits.clone().try_acquire_many_owned(encoded.permits) {
+            Ok(permit) if verdict == Verdict::Proceed => Ok(Begun::UnderWay(self.send(encoded, permit))),
+            Ok(_) | Err(_) => Ok(Begun::Held(verdict, encoded)),
         }
-        match quota::decide(fill, quota::adds(txn)) {
-            Verdict::Proceed => Ok(()),
-            Verdict::Refuse => Err(quota::no_space(fill)),
+    }
+
+    async fn go_on(&self, verdict: Verdict, encoded: Encoded) -> Result<Answer, Error> {
+        let fill @ Fill { bytes, quota, .. } = self.fill();
+        match verdict {
+            Verdict::Proceed => {}
+            Verdict::Refuse => return Err(quota::no_space(fill)),
             Verdict::Raise => {
-                tracing::error!(bytes, quota = self.quota, "the store is full: it takes no writes but deletes");
+                tracing::error!(bytes, quota, "the store is full: it takes no writes but deletes");
                 self.propose("alarm", Command::Txn(quota::raise(self.member_id))).await?;
-                Err(quota::no_space(fill))
+                return Err(quota::no_space(fill));
             }
             Verdict::Clear => {
-                tracing::info!(bytes, quota = self.quota, "the store has room again");
-                self.propose("end of the alarm", Command::Txn(quota::clear())).await.map(drop)
+                tracing::info!(bytes, quota, "the store has room again");
+                self.propose("end of the alarm", Command::Txn(quota::clear())).await?;
             }
         }
+        self.propose_encoded(encoded).await
+    }
+
+    fn fill(&self) -> Fill {
+        let gauges = &self.shared.gauges;
+        Fill { bytes: gauges.bytes() as usize, quota: self.quota, alarmed: gauges.is_alarmed() }
+    }
+
+    fn judge(&self, txn: &Txn) -> Verdict {
+        let fill = self.fill();
+        // Most are far from any limit: then nothing needs to be counted.
+        if !fill.alarmed && fill.bytes + MAX_TXN_BYTES <= fill.quota {
+            return Verdict::Proceed;
+        }
+        quota::decide(fill, quota::adds(txn))
     }
 
     /// Who has raised the alarm that the store is full.
@@ -426,17 +473,55 @@ impl Store {
 
     async fn propose(&self, operation: &'static str, command: Command) -> Result<Answer, Error> {
         self.shared.check_open()?;
-        let bytes = command::size_hint(&command);
-        if bytes > MAX_TXN_BYTES {
-            return Err(Error::TooLarge { bytes, limit: MAX_TXN_BYTES });
-        }
-        let permits = 1 + (bytes / PERMIT_BYTES) as u32;
-        let permit = self.permits.clone().acquire_many_owned(permits).await.map_err(|_| Error::Closed)?;
-        let data = command::encode(&Proposal { at: unix_millis(), command });
+        self.propose_encoded(encode(operation, command)?).await
+    }
+
+    async fn propose_encoded(&self, encoded: Encoded) -> Result<Answer, Error> {
+        let permit = self.permits.clone().acquire_many_owned(encoded.permits).await.map_err(|_| Error::Closed)?;
+        self.answer_to(self.send(encoded, permit)).await
+    }
+
+    fn send(&self, Encoded { data, operation, .. }: Encoded, permit: OwnedSemaphorePermit) -> Answered {
         let (answer, answered) = oneshot::channel();
-        self.inbox.0.push(Input::Propose(Proposed { data, operation, answer, permit: Some(permit) }));
+        let input = Input::Propose(Proposed { data, operation, answer, permit: Some(permit) });
+        match &self.proposed {
+            None => self.inbox.0.push(input),
+            Some(proposed) => {
+                self.inbox.0.push_quietly(input);
+                proposed.notify_one();
+            }
+        }
+        answered
+    }
+
+    async fn answer_to(&self, answered: Answered) -> Result<Answer, Error> {
         answered.await.unwrap_or_else(|_| Err(self.shared.check_open().err().unwrap_or(Error::Closed)))
     }
+}
+
+type Answered = oneshot::Receiver<Result<Answer, Error>>;
+
+/// What can be proposed.
+struct Encoded {
+    data: Bytes,
+    operation: &'static str,
+    /// How much of what may be under way it takes.
+    permits: u32,
+}
+
+enum Begun {
+    UnderWay(Answered),
+    /// Something comes first: the quota, or those that are under way.
+    Held(Verdict, Encoded),
+}
+
+fn encode(operation: &'static str, command: Command) -> Result<Encoded, Error> {
+    let bytes = command::size_hint(&command);
+    if bytes > MAX_TXN_BYTES {
+        return Err(Error::TooLarge { bytes, limit: MAX_TXN_BYTES });
+    }
+    let data = command::encode(&Proposal { at: unix_millis(), command });
+    Ok(Encoded { data, operation, permits: 1 + (bytes / PERMIT_BYTES) as u32 })
 }
 
 /// A handover takes a round trip, or two.

@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     io,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -40,7 +41,7 @@ const MAX_STREAMS: u32 = 10_000;
 /// A client that has been silent is asked whether it is there, and is given up where it does not say so by the next time.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-pub async fn serve<T>(api: Api, stream: T, mut stopped: signal::Receiver<bool>) -> Result<(), h2::Error>
+pub async fn serve<T>(api: Arc<Api>, stream: T, mut stopped: signal::Receiver<bool>) -> Result<(), h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {

@@ -17,7 +17,7 @@ use super::{
     },
     status::Status,
 };
-use crate::{Change, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end};
+use crate::{Change, Error, LeaseId, Op, OpResult, Revision, Snapshot, Txn, TxnResult, prefix_end};
 
 pub async fn put(api: &Api, request: PutRequest) -> Result<PutResponse, Status> {
     check_put(&request)?;
@@ -144,8 +144,8 @@ fn compare(target: SortTarget, a: &crate::KeyValue, b: &crate::KeyValue) -> Orde
     }
 }
 
-async fn change(api: &Api, op: Op) -> Result<TxnResult, Status> {
-    Ok(api.store.txn(Txn { then: vec![op], ..Txn::default() }).await?)
+fn change(api: &Api, op: Op) -> impl Future<Output = Result<TxnResult, Error>> {
+    api.store.txn(Txn { then: vec![op], ..Txn::default() })
 }
 
 pub fn check_key(key: &Bytes) -> Result<(), Status> {

@@ -1,9 +1,9 @@
 //! Threads of one runtime each, that connections are spread over.
 //!
 //! A put is so little work that waking another thread for it costs more than it does: a connection stays where it is, and
-//! everything of it happens there. What takes long is done elsewhere, by [`super::Api::runtime`].
+//! everything of it happens there, down to the log. What takes long is done elsewhere, by [`super::Api::runtime`].
 
-use std::{io, thread};
+use std::{io, sync::Arc, thread};
 
 use tokio::{
     net::TcpStream,
@@ -73,6 +73,10 @@ fn start(api: Api, stopped: signal::Receiver<bool>) -> io::Result<Shard> {
 
 async fn serve(api: Api, stopped: signal::Receiver<bool>, mut coming: mpsc::UnboundedReceiver<Guest>) {
     let mut connections = JoinSet::new();
+    let (store, work) = api.store.on_this_thread();
+    let api = Arc::new(Api { store, ..api });
+    // Its turn comes after those connections that there is something to read of already: they share a sync of the log.
+    let work = tokio::spawn(work);
     loop {
         tokio::select! {
             guest = coming.recv() => {
@@ -90,4 +94,5 @@ async fn serve(api: Api, stopped: signal::Receiver<bool>, mut coming: mpsc::Unbo
         }
     }
     while connections.join_next().await.is_some() {}
+    work.abort();
 }

@@ -103,7 +103,6 @@ pub struct Driver {
     leases: LeaseClock,
     now: Now,
     next_tick: Duration,
-    next_id: u64,
     /// Elections that this member has begun, each after another time.
     elections: u64,
     leader: u64,
@@ -145,13 +144,11 @@ impl Driver {
             sizes,
             opened: Some(opened),
             seed,
-            proposals: Proposals::default(),
+            proposals: Proposals::new(seed),
             readers: Readers::new(seed),
             leases: LeaseClock::default(),
             now: Now::default(),
             next_tick: TICK,
-            // Ids must differ from those of this member's earlier lives, whose entries may be replayed.
-            next_id: seed,
             elections: 0,
             leader: 0,
             role: StateRole::Follower,
@@ -303,19 +300,19 @@ impl Driver {
         }
         let now = self.now();
         let mut entries = Vec::with_capacity(proposed.len());
-        let first_id = self.next_id;
+        let mut numbers = Vec::with_capacity(proposed.len());
         for one in proposed {
-            let context = self.context(self.next_id);
-            entries.push(Entry { data: one.data.clone(), context, ..Entry::default() });
-            self.proposals.add(self.next_id, now, one);
-            self.next_id += 1;
+            let data = one.data.clone();
+            let number = self.proposals.add(now, one);
+            entries.push(Entry { data, context: self.context(number), ..Entry::default() });
+            numbers.push(number);
         }
         let mut message = Message { from: self.node.raft.id, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
         message.set_entries(entries.into());
         if self.node.raft.step(message).is_err() {
-            for id in first_id..self.next_id {
-                self.proposals.answer(id, Err(Error::Unavailable));
+            for number in numbers {
+                self.proposals.answer(number, Err(Error::Unavailable));
             }
         }
     }

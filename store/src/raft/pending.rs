@@ -1,9 +1,6 @@
 //! Who waits for what: proposals for their entries, readers for a confirmed index.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::sync::oneshot;
 
@@ -19,53 +16,59 @@ const READ_WAIT: Duration = Duration::from_secs(5);
 struct Waiting {
     operation: &'static str,
     answer: oneshot::Sender<Result<Answer, Error>>,
+    deadline: Duration,
     _permit: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
-/// Proposals under way. Bounded by the permits they hold.
-#[derive(Default)]
+/// Proposals under way, which are numbered as they come. Bounded by the permits they hold.
 pub struct Proposals {
-    waiting: HashMap<u64, Waiting>,
-    /// Deadlines in the order they were set, which is the order they pass.
-    deadlines: VecDeque<(Duration, u64)>,
+    /// Their numbers have no gap; those answered out of turn leave an empty place.
+    waiting: VecDeque<Option<Waiting>>,
+    /// The number of the first one, or of the next one to come.
+    first: u64,
 }
 
 impl Proposals {
+    /// `seed` differs between the lives of a member: entries that an earlier one proposed are replayed, and nobody waits
+    /// for them here.
+    pub fn new(seed: u64) -> Proposals {
+        Proposals { waiting: VecDeque::new(), first: seed }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    pub fn add(&mut self, id: u64, now: Duration, proposed: Proposed) {
-        let Proposed { operation, answer, permit, .. } = proposed;
-        self.waiting.insert(id, Waiting { operation, answer, _permit: permit });
-        self.deadlines.push_back((now + PROPOSAL_WAIT, id));
+    /// Answers the number it goes by.
+    pub fn add(&mut self, now: Duration, Proposed { operation, answer, permit, .. }: Proposed) -> u64 {
+        self.waiting.push_back(Some(Waiting { operation, answer, deadline: now + PROPOSAL_WAIT, _permit: permit }));
+        self.first + self.waiting.len() as u64 - 1
     }
 
-    pub fn answer(&mut self, id: u64, answer: Result<Answer, Error>) {
-        if let Some(waiting) = self.waiting.remove(&id) {
+    pub fn answer(&mut self, number: u64, answer: Result<Answer, Error>) {
+        let place = number.checked_sub(self.first).and_then(|at| self.waiting.get_mut(at as usize));
+        if let Some(waiting) = place.and_then(Option::take) {
             // Whoever asked may have gone; the write stands all the same.
             let _ = waiting.answer.send(answer);
         }
-        while self.deadlines.front().is_some_and(|(_, id)| !self.waiting.contains_key(id)) {
-            self.deadlines.pop_front();
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+            self.first += 1;
         }
     }
 
     pub fn expire(&mut self, now: Duration) {
-        while let Some(&(deadline, id)) = self.deadlines.front() {
-            if deadline > now {
-                break;
-            }
-            self.deadlines.pop_front();
-            if let Some(Waiting { operation, answer, .. }) = self.waiting.remove(&id) {
+        while self.waiting.front().is_some_and(|first| first.as_ref().is_none_or(|first| first.deadline <= now)) {
+            self.first += 1;
+            if let Some(Some(Waiting { operation, answer, .. })) = self.waiting.pop_front() {
                 let _ = answer.send(Err(Error::Timeout { operation, waited: PROPOSAL_WAIT }));
             }
         }
     }
 
     pub fn fail_all(&mut self, error: impl Fn(&'static str) -> Error) {
-        self.deadlines.clear();
-        for (_, Waiting { operation, answer, .. }) in self.waiting.drain() {
+        self.first += self.waiting.len() as u64;
+        for Waiting { operation, answer, .. } in self.waiting.drain(..).flatten() {
             let _ = answer.send(Err(error(operation)));
         }
     }
@@ -157,6 +160,35 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn propose(proposals: &mut Proposals, now: u64) -> (u64, oneshot::Receiver<Result<Answer, Error>>) {
+        let (answer, answered) = oneshot::channel();
+        let proposed = Proposed { data: bytes::Bytes::new(), operation: "test", answer, permit: None };
+        (proposals.add(Duration::from_secs(now), proposed), answered)
+    }
+
+    #[test]
+    fn proposals_are_answered_by_number() {
+        let mut proposals = Proposals::new(7);
+        let (mut waiting, numbers): (Vec<_>, Vec<_>) =
+            (0..4).map(|now| propose(&mut proposals, now)).map(|(number, answered)| (answered, number)).unzip();
+        assert_eq!(numbers, [7, 8, 9, 10]);
+        // Of an earlier life, of the middle, twice, never given.
+        for number in [6, 8, 8, 11] {
+            proposals.answer(number, Ok(Answer::Done));
+        }
+        assert!(matches!(waiting[1].try_recv(), Ok(Ok(Answer::Done))));
+        // The first one's time is over, and the second one is answered already; the third one's comes later.
+        proposals.expire(PROPOSAL_WAIT + Duration::from_secs(1));
+        assert!(matches!(waiting[0].try_recv(), Ok(Err(Error::Timeout { .. }))));
+        assert!(waiting[2].try_recv().is_err());
+        proposals.answer(9, Ok(Answer::Done));
+        assert!(matches!(waiting[2].try_recv(), Ok(Ok(Answer::Done))));
+        proposals.fail_all(|operation| Error::LeaderChanged { operation });
+        assert!(matches!(waiting[3].try_recv(), Ok(Err(Error::LeaderChanged { .. }))));
+        assert!(proposals.is_empty());
+        assert_eq!(propose(&mut proposals, 9).0, 11);
+    }
 
     /// A confirmation that comes late, after a crash, is for a reader that is gone.
     #[test]

@@ -1,7 +1,7 @@
 //! A queue between threads that is emptied in one go. What bounds each use of it is said where it is used.
 
 use std::{
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,43 +14,92 @@ pub struct Queue<T> {
 #[derive(Debug)]
 struct Items<T> {
     waiting: Vec<T>,
+    /// Somebody waits for the first one.
+    awaited: bool,
     closed: bool,
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Queue<T> {
-        Queue { items: Mutex::new(Items { waiting: Vec::new(), closed: false }), filled: Condvar::default() }
+        Queue {
+            items: Mutex::new(Items { waiting: Vec::new(), awaited: false, closed: false }),
+            filled: Condvar::default(),
+        }
     }
 }
 
 impl<T> Queue<T> {
     /// Into a closed queue nothing goes any more: the item is dropped, and with it whatever it would have answered.
     pub fn push(&self, item: T) {
-        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut items) = self.add(item) {
+            self.tell(&mut items);
+        }
+    }
+
+    /// Without waking anybody: that is to be done by [`Queue::wake`].
+    pub fn push_quietly(&self, item: T) {
+        drop(self.add(item));
+    }
+
+    /// Wakes whoever waits, where there is something.
+    pub fn wake(&self) {
+        let mut items = self.lock();
+        if !items.waiting.is_empty() {
+            self.tell(&mut items);
+        }
+    }
+
+    fn add(&self, item: T) -> Option<MutexGuard<'_, Items<T>>> {
+        let mut items = self.lock();
         if items.closed {
             // Dropped without the lock, as dropping may do anything.
             drop(items);
             drop(item);
-            return;
+            return None;
         }
         items.waiting.push(item);
-        // Only the first one has somebody to wake.
-        if items.waiting.len() == 1 {
+        Some(items)
+    }
+
+    /// Only who sleeps is woken, and once: to wake costs more than to push.
+    fn tell(&self, items: &mut Items<T>) {
+        if std::mem::take(&mut items.awaited) {
             self.filled.notify_one();
         }
     }
 
+    /// Waits for something, but no longer than `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        drop(self.filled_within(timeout));
+    }
+
     /// Everything that is there; waits for something, but no longer than `timeout`.
     pub fn take(&self, timeout: Duration) -> Vec<T> {
-        let items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.filled.wait_timeout_while(items, timeout, |items| items.waiting.is_empty());
+        std::mem::take(&mut self.filled_within(timeout).waiting)
+    }
+
+    fn filled_within(&self, timeout: Duration) -> MutexGuard<'_, Items<T>> {
+        let items = self.lock();
+        if timeout.is_zero() {
+            return items;
+        }
+        let waited = self.filled.wait_timeout_while(items, timeout, |items| {
+            // Another one may have taken what it was woken for.
+            items.awaited = items.waiting.is_empty();
+            items.awaited
+        });
         let (mut items, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut items.waiting)
+        items.awaited = false;
+        items
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Items<T>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes it and answers what was still in it.
     pub fn close(&self) -> Vec<T> {
-        let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut items = self.lock();
         items.closed = true;
         std::mem::take(&mut items.waiting)
     }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use raft::{RawNode, eraftpb::EntryType};
@@ -17,7 +17,7 @@ use super::{
     driver::Driver,
     keeper::{self, Keeper},
     logger::logger,
-    runner::Runner,
+    runner::{Runner, Work},
     storage::RaftStorage,
     writer::Writer,
 };
@@ -109,7 +109,7 @@ impl Parts {
     }
 }
 
-/// What the callers of a running member need.
+/// What the callers of a member need.
 pub struct Started {
     pub shared: Arc<Shared>,
     pub inbox: Arc<Queue<Input>>,
@@ -126,17 +126,31 @@ pub struct Member {
 }
 
 /// Starts a member on threads of its own.
-pub fn start(parts: Parts) -> Result<Started, Error> {
+pub fn start(parts: Parts) -> Result<(Started, Arc<Runner>), Error> {
     let lock = parts.lock.as_deref().map(lock).transpose()?;
     // No life of a member makes one proposal a nanosecond, so the time it began is a seed that no other life had.
     #[expect(clippy::disallowed_methods, reason = "the start is the shell")]
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-    let Member { driver, writer, keeper, started } = assemble(parts, seed)?;
+    let Member { mut driver, writer, keeper, started } = assemble(parts, seed)?;
+    driver.begin()?;
     let inbox = started.inbox.clone();
     let threads = vec![spawn("store-keep", &inbox, move || keeper.run())?];
-    let runner = Runner { driver, inbox: inbox.clone(), writer: Some(writer), threads, lock };
-    spawn("store-raft", &inbox, move || runner.run())?;
-    Ok(started)
+    #[expect(clippy::disallowed_methods, reason = "the start is the shell")]
+    let began = Instant::now();
+    let work = Work {
+        driver,
+        inbox: inbox.clone(),
+        writer: Some(writer),
+        threads,
+        lock,
+        started: began,
+        last_write: Duration::ZERO,
+        end: None,
+    };
+    let runner = Arc::new(Runner::new(work));
+    let own = runner.clone();
+    spawn("store-raft", &inbox, move || own.run())?;
+    Ok((started, runner))
 }
 
 /// Makes a member of what lies on its disk.

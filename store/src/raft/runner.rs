@@ -1,9 +1,10 @@
-//! The driver's thread: gives it the machine's clock, writes the log where nobody else need, and sees to the end.
+//! Works the driver: gives it the machine's clock, writes the log where nobody else need, and sees to the end. It has a thread
+//! of its own, but whoever has something for the driver may also lend it theirs.
 
 use std::{
-    fs,
+    fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -16,7 +17,16 @@ use super::{
 };
 use crate::{Error, store::unix_millis};
 
+/// A disk that is slower than this with a batch is waited for by the runner's own thread only.
+const QUICK: Duration = Duration::from_millis(1);
+
 pub struct Runner {
+    inbox: Arc<Queue<Input>>,
+    /// Held by whoever works; nothing once it has ended.
+    work: Mutex<Option<Work>>,
+}
+
+pub struct Work {
     pub driver: Driver,
     pub inbox: Arc<Queue<Input>>,
     /// Here while this member has no fellows: then nobody waits for a heartbeat while the disk is written, and the work
@@ -25,18 +35,107 @@ pub struct Runner {
     /// Those that the driver hands its work to; they end after it.
     pub threads: Vec<JoinHandle<()>>,
     pub lock: Option<fs::File>,
+    pub started: Instant,
+    /// How long the last batch took to reach the disk.
+    pub last_write: Duration,
+    /// What has ended it.
+    pub end: Option<Error>,
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runner").finish_non_exhaustive()
+    }
 }
 
 impl Runner {
+    pub fn new(work: Work) -> Runner {
+        Runner { inbox: work.inbox.clone(), work: Mutex::new(Some(work)) }
+    }
+
     /// Runs until it is stopped or something breaks that must not: then the store ends, with everyone told why.
-    pub fn run(mut self) {
-        let worked = catch_unwind(AssertUnwindSafe(|| self.work()));
-        let error = match worked {
-            Ok(Ok(())) => Error::Closed,
-            Ok(Err(error @ Error::Fatal { .. })) => error,
-            Ok(Err(error)) => Error::Fatal { reason: error.to_string() },
-            Err(panic) => Error::Fatal { reason: format!("an invariant broke: {}", message_of(&*panic)) },
+    pub fn run(&self) {
+        let mut next = Some(Duration::ZERO);
+        while let Some(wait) = next {
+            self.inbox.wait(wait);
+            next = self.work().as_mut().and_then(Work::round);
+        }
+        if let Some(work) = self.work().take() {
+            work.finish();
+        }
+    }
+
+    /// Carries out what is in the inbox on the caller's thread, where that takes no longer than to wake the runner's: for a
+    /// member without fellows on a quick disk that nobody else works at. Otherwise the runner's thread is woken.
+    pub fn lend_hand(&self) {
+        // Whoever works now looks into the inbox once more before it rests.
+        let Ok(mut work) = self.work.try_lock() else { return };
+        if let Some(work) = work.as_mut().filter(|work| work.may_be_lent_to()) {
+            // The first round ends with a batch on the disk, the second one with its answers.
+            work.round().and_then(|_| work.round());
+        }
+        drop(work);
+        self.inbox.wake();
+    }
+
+    fn work(&self) -> MutexGuard<'_, Option<Work>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    fn may_be_lent_to(&self) -> bool {
+        self.end.is_none() && self.driver.is_single() && self.writer.is_some() && self.last_write < QUICK
+    }
+
+    /// Takes what is in the inbox as far as it comes; answers after how long the next round is due, unless all has ended.
+    fn round(&mut self) -> Option<Duration> {
+        if self.end.is_some() {
+            return None;
+        }
+        self.end = match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+            Ok(Ok(wait)) => return Some(wait),
+            Ok(Err(error @ (Error::Closed | Error::Fatal { .. }))) => Some(error),
+            Ok(Err(error)) => Some(Error::Fatal { reason: error.to_string() }),
+            Err(panic) => Some(Error::Fatal { reason: format!("an invariant broke: {}", message_of(&*panic)) }),
         };
+        // For the runner's thread, if this is not it.
+        self.inbox.push(Input::Stop(None));
+        None
+    }
+
+    fn turn(&mut self) -> Result<Duration, Error> {
+        let inputs = self.inbox.take(Duration::ZERO);
+        let now = Now { since_start: self.started.elapsed(), unix_ms: unix_millis() };
+        let wait = match self.driver.turn(now, inputs)? {
+            Turn::Wait(longest) => longest,
+            Turn::Stopped => return Err(Error::Closed),
+        };
+        if self.driver.is_single() {
+            self.write();
+        } else if let Some(writer) = self.writer.take() {
+            self.threads.push(recover::spawn("store-log", &self.inbox, move || writer.run())?);
+        }
+        Ok(wait)
+    }
+
+    /// Writes what the driver has for the disk, where that is this thread's work. How it went is an input of the next turn.
+    fn write(&mut self) {
+        let Some(writer) = &mut self.writer else { return };
+        let jobs = writer.jobs.take(Duration::ZERO);
+        if jobs.is_empty() {
+            return;
+        }
+        let began = self.started.elapsed();
+        let done = writer.turn(jobs);
+        self.last_write = self.started.elapsed() - began;
+        if done.is_break() {
+            self.writer = None;
+        }
+    }
+
+    fn finish(mut self) {
+        let error = self.end.take().unwrap_or(Error::Closed);
         if let Error::Fatal { reason } = &error {
             tracing::error!(%reason, "the store stops");
         }
@@ -53,35 +152,6 @@ impl Runner {
         self.inbox.close().into_iter().for_each(|input| input.refuse(&error));
         if let Some(done) = self.driver.stopper() {
             let _ = done.send(());
-        }
-    }
-
-    fn work(&mut self) -> Result<(), Error> {
-        #[expect(clippy::disallowed_methods, reason = "the runner is the shell")]
-        let started = Instant::now();
-        self.driver.begin()?;
-        let mut wait = Duration::ZERO;
-        loop {
-            let inputs = self.inbox.take(wait);
-            let now = Now { since_start: started.elapsed(), unix_ms: unix_millis() };
-            match self.driver.turn(now, inputs)? {
-                Turn::Wait(longest) => wait = longest,
-                Turn::Stopped => return Ok(()),
-            }
-            if self.driver.is_single() {
-                self.write();
-            } else if let Some(writer) = self.writer.take() {
-                self.threads.push(recover::spawn("store-log", &self.inbox, move || writer.run())?);
-            }
-        }
-    }
-
-    /// Writes what the driver has for the disk, where that is this thread's work. How it went is an input of the next turn.
-    fn write(&mut self) {
-        let Some(writer) = &mut self.writer else { return };
-        let jobs = writer.jobs.take(Duration::ZERO);
-        if !jobs.is_empty() && writer.turn(jobs).is_break() {
-            self.writer = None;
         }
     }
 }

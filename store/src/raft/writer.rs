@@ -53,17 +53,19 @@ impl Writer {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         loop {
             let jobs = self.jobs.take(FOR_EVER);
-            if self.turn(jobs).is_break() {
+            let done = self.turn(jobs);
+            self.inbox.wake();
+            if done.is_break() {
                 return;
             }
         }
     }
 
-    /// Puts jobs on the disk. A failure ends the store and is never retried, as after a failed sync nobody knows what
+    /// Puts jobs on the disk; how it went is in the inbox then, for the driver's next turn. A failure ends the store and is never retried, as after a failed sync nobody knows what
     /// the disk has.
     pub fn turn(&mut self, jobs: Vec<Job>) -> ControlFlow<()> {
         self.work(jobs).unwrap_or_else(|error| {
-            self.inbox.push(Input::Failed(error));
+            self.inbox.push_quietly(Input::Failed(error));
             ControlFlow::Break(())
         })
     }
@@ -86,7 +88,7 @@ impl Writer {
                     self.flush(&mut batch)?;
                     self.log.purge(index)?;
                     self.shared.gauges.log_bytes(self.log.bytes());
-                    self.inbox.push(Input::Purged { index, snapshot_bytes });
+                    self.inbox.push_quietly(Input::Purged { index, snapshot_bytes });
                 }
                 Job::Stop => {
                     self.flush(&mut batch)?;
@@ -105,7 +107,7 @@ impl Writer {
             self.log.append(&write)?;
             self.shared.gauges.log_bytes(self.log.bytes());
         }
-        self.inbox.push(Input::Persisted { number, messages });
+        self.inbox.push_quietly(Input::Persisted { number, messages });
         Ok(())
     }
 }

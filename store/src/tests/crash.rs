@@ -20,13 +20,17 @@ fn parts(disk: &MemoryDisk) -> Parts {
 const CLIENTS: usize = 4;
 const EACH: usize = 25;
 
-/// Clients put keys of their own, each once, until the disk fails; answers the keys acknowledged.
+/// Clients put keys of their own, each once, until the disk fails; answers the keys acknowledged. Half of them do the work
+/// themselves, the others have it done by the store's thread.
 async fn run(disk: &MemoryDisk) -> Vec<String> {
     let Ok(store) = Store::open_with(parts(disk)).await else { return Vec::new() };
+    let (working, work) = store.on_this_thread();
+    let work = tokio::spawn(work);
     let acknowledged = Arc::new(Mutex::new(Vec::new()));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|client| {
-            let (store, acknowledged) = (store.clone(), acknowledged.clone());
+            let store = if client % 2 == 0 { store.clone() } else { working.clone() };
+            let acknowledged = acknowledged.clone();
             tokio::spawn(async move {
                 for n in 0..EACH {
                     let key = format!("{client}/{n}");
@@ -46,6 +50,7 @@ async fn run(disk: &MemoryDisk) -> Vec<String> {
     }
     // An error here is the failed disk's, which the clients have seen too.
     let _ = store.shutdown().await;
+    work.abort();
     let acknowledged = acknowledged.lock().unwrap();
     acknowledged.clone()
 }
@@ -80,6 +85,19 @@ async fn every_acknowledged_write_survives_a_power_cut() {
 async fn a_failed_disk_ends_the_store_with_the_reason() {
     let disk = MemoryDisk::default();
     let store = Store::open_with(parts(&disk)).await.unwrap();
+    store_on_failing_disk(&disk, store).await;
+}
+
+#[tokio::test]
+async fn a_failed_disk_ends_the_store_whoever_notices() {
+    let disk = MemoryDisk::default();
+    let (store, work) = Store::open_with(parts(&disk)).await.unwrap().on_this_thread();
+    let work = tokio::spawn(work);
+    store_on_failing_disk(&disk, store).await;
+    work.abort();
+}
+
+async fn store_on_failing_disk(disk: &MemoryDisk, store: Store) {
     let mut watcher = store.watch(bytes(""), bytes(""), 0).unwrap();
     put_into(&store, "a", "1").await.unwrap();
     disk.fail_after(0);
@@ -93,4 +111,33 @@ async fn a_failed_disk_ends_the_store_with_the_reason() {
     assert_eq!(watcher.next().await.unwrap().events[0].kv.key, "a");
     assert_eq!(in_time("the watcher's end", watcher.next()).await, Err(crate::WatchError::Closed));
     assert!(store.snapshot().get(b"b").is_none(), "what was not acknowledged is not shown");
+}
+
+/// Nobody's proposal is left lying, however those who can carry it out get into each other's way.
+#[test]
+fn threads_that_do_their_own_work_leave_none() {
+    const THREADS: u64 = 3;
+    const PUTS: u64 = 2000;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let store = runtime.block_on(Store::open_with(parts(&MemoryDisk::default()))).unwrap();
+    let put_all = |store: Store, thread: u64| async move {
+        for n in 0..PUTS {
+            in_time("a put", put_into(&store, &format!("{thread}/{}", n % 7), "v")).await.unwrap();
+        }
+    };
+    std::thread::scope(|scope| {
+        for thread in 1..THREADS {
+            let store = &store;
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let (store, work) = store.on_this_thread();
+                let work = runtime.spawn(work);
+                runtime.block_on(put_all(store, thread));
+                work.abort();
+            });
+        }
+        runtime.block_on(put_all(store.clone(), 0));
+    });
+    assert_eq!(store.snapshot().revision(), 1 + THREADS * PUTS);
+    runtime.block_on(store.shutdown()).unwrap();
 }

@@ -40,17 +40,14 @@ impl Driver {
 
     /// Only the leader changes who belongs to the group, and one thing at a time.
     pub(super) fn change(&mut self, change: MemberChange, answer: oneshot::Sender<Result<Answer, Error>>) {
-        let proposed = self.propose_change(change);
-        match proposed {
-            Ok(id) => {
-                let proposed = Proposed { data: Bytes::new(), operation: "change of members", answer, permit: None };
-                self.proposals.add(id, self.now(), proposed);
-            }
-            Err(error) => drop(answer.send(Err(error))),
+        let proposed = Proposed { data: Bytes::new(), operation: "change of members", answer, permit: None };
+        let number = self.proposals.add(self.now(), proposed);
+        if let Err(error) = self.propose_change(number, change) {
+            self.proposals.answer(number, Err(error));
         }
     }
 
-    fn propose_change(&mut self, change: MemberChange) -> Result<u64, Error> {
+    fn propose_change(&mut self, number: u64, change: MemberChange) -> Result<(), Error> {
         // raft-rs would put an empty entry in its place, and nobody would ever hear of it.
         if self.role != StateRole::Leader || self.node.raft.has_pending_conf() {
             return Err(Error::Unavailable);
@@ -94,14 +91,10 @@ impl Driver {
         };
         let single = ConfChangeSingle { change_type: kind, node_id: id, ..ConfChangeSingle::default() };
         let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
-        let number = self.next_id;
-        self.next_id += 1;
         let context = self.context(number);
-        self.node.propose_conf_change(context.to_vec(), change).map_err(|_| Error::Unavailable)?;
-        Ok(number)
+        self.node.propose_conf_change(context.to_vec(), change).map_err(|_| Error::Unavailable)
     }
 
-    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
     /// Whether of those who would still have a vote, once `id` has none, too few are there to decide anything.
     fn would_strand(&self, members: &Members, id: u64) -> bool {
         let left: Vec<u64> = members.voters.iter().copied().filter(|&voter| voter != id).collect();
@@ -114,6 +107,7 @@ impl Driver {
         self.heard.get(&id).is_some_and(|heard| *heard + ABSENT > self.now())
     }
 
+    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
     pub(super) fn look_around(&mut self, now: Duration) {
         if self.role != StateRole::Leader {
             self.heard.clear();
