@@ -101,7 +101,6 @@ impl Driver {
         Ok(number)
     }
 
-    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
     /// Whether of those who would still have a vote, once `id` has none, too few are there to decide anything.
     fn would_strand(&self, members: &Members, id: u64) -> bool {
         let left: Vec<u64> = members.voters.iter().copied().filter(|&voter| voter != id).collect();
@@ -114,6 +113,7 @@ impl Driver {
         self.heard.get(&id).is_some_and(|heard| *heard + ABSENT > self.now())
     }
 
+    /// A leader notes whom it hears of, and has another one lead where its own disk holds everybody up.
     pub(super) fn look_around(&mut self, now: Duration) {
         if self.role != StateRole::Leader {
             self.heard.clear();
