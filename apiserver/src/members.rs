@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use store::{Compare, Group, MemberChange, MemberInfo, Op, Txn, member_key};
+use store::{Compare, Group, MEMBERS, MemberChange, MemberInfo, Op, Operand, Relation, Txn, member_key, prefix_end};
 use tokio::time::Instant;
 
 use crate::{
@@ -33,6 +33,8 @@ pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
 const CHANGE_WAIT: Duration = Duration::from_secs(20);
 /// Between two attempts, and two looks at whether a learner has caught up.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What is written of members changes a few times in their lives: whoever finds it changed this often in a row is not unlucky.
+const REVISIONS: usize = 8;
 
 /// What a server says that wants to join.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -310,6 +312,34 @@ async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) 
     }
 }
 
+/// Writes down of a member what `decide` makes of all that is written of members; nothing, where it has a reason. It decides
+/// anew when one of them was written in between: this one may be removed, which is for good, or another be where it is to be.
+pub async fn revise<E>(
+    app: &App,
+    id: u64,
+    decide: impl Fn(BTreeMap<u64, MemberInfo>) -> Result<MemberInfo, E>,
+) -> Result<Result<(), E>, Status> {
+    for _ in 0..REVISIONS {
+        let snapshot = app.store.raw().snapshot();
+        let info = match decide(snapshot.members()) {
+            Ok(info) => info,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let unchanged = Compare::Keys {
+            start: Bytes::from_static(MEMBERS),
+            end: Some(prefix_end(MEMBERS)),
+            relation: Relation::Less,
+            operand: Operand::ModRevision(snapshot.revision() as i64 + 1),
+        };
+        let put = Op::Put { key: member_key(id), value: info.encode(), lease: None };
+        let txn = Txn { compare: vec![unchanged], then: vec![put], ..Txn::default() };
+        if app.store.raw().txn(txn).await.map_err(store_failure)?.succeeded {
+            return Ok(Ok(()));
+        }
+    }
+    Err(Status::service_unavailable("what is written of servers changes all the time").retry_after(1))
+}
+
 /// Writes down where this server is, if that is not what is written.
 pub async fn announce(app: &App) -> Result<(), Status> {
     let id = app.store.raw().status().member_id;
@@ -319,18 +349,10 @@ pub async fn announce(app: &App) -> Result<(), Status> {
         client_urls: app.etcd_urls.clone(),
         removed: false,
     };
-    let key = member_key(id);
-    let (written, revision) = {
-        let snapshot = app.store.raw().snapshot();
-        (snapshot.members().remove(&id), snapshot.get(&key).map_or(0, |kv| kv.mod_revision))
-    };
-    if written.as_ref().is_some_and(|written| *written == info || written.removed) {
-        return Ok(());
-    }
-    let compare = vec![Compare::ModRevision { key: key.clone(), equals: revision }];
-    let put = Op::Put { key, value: info.encode(), lease: None };
-    let txn = Txn { compare, then: vec![put], ..Txn::default() };
-    app.store.raw().txn(txn).await.map(drop).map_err(store_failure)
+    let stands = |written: &MemberInfo| written.removed || *written == info;
+    let decide =
+        |known: BTreeMap<u64, MemberInfo>| if known.get(&id).is_some_and(stands) { Err(()) } else { Ok(info.clone()) };
+    revise(app, id, decide).await.map(|_| ())
 }
 
 /// While this server leads: gives learners that have caught up their vote, and leaves word for those removed.
@@ -368,6 +390,10 @@ async fn tidy(app: &App) -> Result<(), Status> {
     let _one = app.changing.lock().await;
     app.store.read_barrier().await.map_err(store_failure)?;
     let group = app.store.raw().group().borrow().clone();
+    // Since it was asked to: whoever leads now may be half-way through letting one in, which is written down before it belongs.
+    if !group.leads() {
+        return Ok(());
+    }
     let known = app.store.raw().snapshot().members();
     for id in group.ids().filter(|id| known.get(id).is_some_and(|info| info.removed)) {
         change(app, MemberChange::Remove(id), |group| !group.has(id)).await?;

@@ -13,6 +13,7 @@ use tower::ServiceExt;
 use super::*;
 
 mod encryption;
+mod members;
 mod network;
 
 /// Nothing here takes longer than a moment; what does is broken.

@@ -1,7 +1,7 @@
 #!/bin/bash
-# What etcdctl says of etcd and of `minik8s server`, each on a host of its own and with TLS, line by line. Differences are printed and are
-# the exit code; KEEP=DIRECTORY keeps both outputs. Both sides have the same address, https://127.0.0.1:2379, so that the outputs need not
-# be rid of it.
+# What etcdctl says of etcd and of `minik8s server`, each on a host of its own and with TLS, line by line. Differences are printed, each
+# with the command that it is of, and are the exit code. KEEP=DIRECTORY keeps both outputs and the logs, and a run that fails keeps them
+# anyway. Both sides have the same address, https://127.0.0.1:2379, so that the outputs need not be rid of it.
 #
 # usage: etcdctl.sh [MINIK8S]     (or MINIK8S_BIN; ORACLE: see lib.sh)
 #
@@ -48,7 +48,8 @@ mask() {
     s/remaining\(\d+s\)/remaining(N)/; s/"(ttl|TTL)":29\d/"$1":N/;
     # A member'"'"'s name, and its address for other members, which with minik8s is that of its API; its id, short or long.
     s/^(ID|[0-9a-f]+), started, [^,]*, [^,]*, /ID, started, NAME, PEERS, /; s/\b(Member|cluster|remove|promote|update|move-leader) +[0-9a-f]+\b/$1 ID/g;
-    s/^(ID|[0-9a-f]+), unstarted, /ID, unstarted, /; s/(INITIAL_CLUSTER=")[^=]*=[^,]*,/$1NAME=PEERS,/;
+    s/^(ID|[0-9a-f]+), unstarted, /ID, unstarted, /;
+    s/(INITIAL_CLUSTER=")([^"]*)/$1 . join ",", sort map { m{^another=} ? $_ : "NAME=PEERS" } split m{,}, $2/e;
   '
 }
 
@@ -73,20 +74,33 @@ i() {
   mask <"$OUT/one"
 }
 
-# A watch over what `during` does; it ends by itself after the seconds given first.
+# Goes on once the command's output says so; where it never does, what comes next shows that.
+until_says() { # what, command...
+  local what=$1 end=$((SECONDS + 20)); shift
+  until ctl "$@" 2>&1 | grep -q "$what"; do
+    [ $SECONDS -lt $end ] || return
+    sleep 0.05
+  done
+}
+
+# A watch over what `during` does, which ends a second after that.
 w() {
-  local seconds=$1 arg args=(); shift
+  local arg args=() end=$((SECONDS + 10))
   for arg; do args+=("$(absolute "$arg")"); done
   echo "\$ $*" | mask
-  timeout "$seconds" $CTL "${args[@]}" >"$OUT/watch" 2>&1 &
+  $CTL "${args[@]}" >"$OUT/watch" 2>&1 &
   local watch=$!
+  # Nobody says when it is there: etcdctl, which a busy machine is slow to start, is heard of once it is connected.
+  until [ -n "$($ON ss -Htn state established dport = :2379)" ] || [ $SECONDS -ge $end ]; do sleep 0.05; done
   sleep 0.5
   during
-  wait $watch
+  sleep 1
+  { kill $watch; wait $watch; } 2>/dev/null
   mask <"$OUT/watch"
 }
 
-now() { echo $(($(ctl get 0 -w json | sed -E 's/.*"revision":([0-9]+).*/\1/') - BASE)); }
+revision() { ctl get 0 -w json | sed -E 's/.*"revision":([0-9]+).*/\1/'; }
+now() { echo $(($(revision) - BASE)); }
 lease() { ctl lease grant "$1" | sed -E 's/lease ([0-9a-f]+) .*/\1/'; }
 
 puts_and_gets() {
@@ -228,6 +242,7 @@ leases() {
   t lease keep-alive --once "$lease"
   t lease keep-alive --once "$lease" -w json
   t lease keep-alive --once 1234
+  until_says 'found 3 leases' lease list # the two shortest have ended; how fast the commands so far were decides whether they had
   t lease list
   t lease timetolive 1234
   t lease timetolive 1234 -w json
@@ -240,11 +255,11 @@ leases() {
   timeout 6 $CTL lease keep-alive "$short" 2>&1 | mask | sort -u
   t get short
   revision=$(now)
-  sleep 4.5
+  until_says 'already expired' lease timetolive "$short"
   t get short
   t lease timetolive "$short"
   during() { :; }
-  w 1 watch short --rev "@$((revision + 1))" -w json
+  w watch short --rev "@$((revision + 1))" -w json
 }
 
 watches() {
@@ -253,20 +268,20 @@ watches() {
   t put w/1 2
   revision=$(now)
   during() { ctl put w/2 1; ctl put w/2 2; ctl put x 1; ctl del w/2; } >/dev/null
-  w 2 watch w/ --prefix
-  w 2 watch w/ --prefix -w json
-  w 2 watch w/ --prefix -w fields
-  w 2 watch w/2 --prev-kv
-  w 2 watch w/2 --prev-kv -w json
-  w 2 watch w/1 w/3 --rev "@$revision"
-  w 2 watch w/ --prefix --rev "@$((revision - 1))" -w json
-  w 2 watch w/ --prefix --rev "@$((revision + 1000))"
-  w 2 watch w/2 --progress-notify
-  w 2 watch w/3 w/1
-  w 2 watch w/2 --rev "@$((revision + 1))" -- sh -c 'echo "$ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE at revision $ETCD_WATCH_REVISION"'
+  w watch w/ --prefix
+  w watch w/ --prefix -w json
+  w watch w/ --prefix -w fields
+  w watch w/2 --prev-kv
+  w watch w/2 --prev-kv -w json
+  w watch w/1 w/3 --rev "@$revision"
+  w watch w/ --prefix --rev "@$((revision - 1))" -w json
+  w watch w/ --prefix --rev "@$((revision + 1000))"
+  w watch w/2 --progress-notify
+  w watch w/3 w/1
+  w watch w/2 --rev "@$((revision + 1))" -- sh -c 'echo "$ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE at revision $ETCD_WATCH_REVISION"'
   during() { printf '\nput w/3 1\nput w/4 1\ndel w/1\n\n\n' | ctl txn; } >/dev/null
-  w 2 watch w/ --prefix -w json
-  w 2 watch '' --prefix
+  w watch w/ --prefix -w json
+  w watch '' --prefix
   during() { ctl put wi/1 1; sleep 0.3; } >/dev/null
   echo '$ watch -i'
   { echo 'watch wi/ --prefix'; echo 'watch wi/1'; sleep 0.5; during; echo progress; sleep 0.5; } |
@@ -286,11 +301,11 @@ compaction() {
   t get w/ --prefix --rev "@$((revision - 1))"
   t get after --rev "@$((revision + 1))"
   during() { :; }
-  w 1 watch w/ --prefix --rev "@$((revision - 1))"
-  w 1 watch w/ --prefix --rev "@$((revision - 1))" -w json
-  w 1 watch after --rev "@$((revision + 1))" -w json
+  w watch w/ --prefix --rev "@$((revision - 1))"
+  w watch w/ --prefix --rev "@$((revision - 1))" -w json
+  w watch after --rev "@$((revision + 1))" -w json
   t put after 2
-  w 1 watch after --rev "@$((revision + 1))"
+  w watch after --rev "@$((revision + 1))"
 }
 
 maintenance() {
@@ -325,7 +340,8 @@ maintenance() {
   t role revoke-permission r k
 }
 
-# They change keys of the cluster's own, so they come last and without revisions.
+# They change keys of the cluster's own, so they come last and without revisions. Members come in the order of their ids, and etcd
+# makes a new one's of the second in which it is added, so that it is now before and now behind the first: lists of two are sorted.
 members() {
   local id
   t member remove 1234
@@ -339,11 +355,11 @@ members() {
   sleep 1.1 # etcd makes ids of addresses and the second, and within one complains of the id
   t member add another --learner --peer-urls=https://127.0.0.2:6443
   id=$(ctl member list | sed -n 's/, unstarted.*//p')
-  t member list
+  t member list | sort
   t member promote "$id"
   t move-leader "$id"
   t member update "$id" --peer-urls=https://127.0.0.3:6443
-  t member list | sed -E '/unstarted/s/, (true|false)$//' # etcd forgets here that it is a learner
+  t member list | sed -E '/unstarted/s/, (true|false)$//' | sort # etcd forgets here that it is a learner
   t member remove "$id"
   t member list
   t put behind 1
@@ -383,9 +399,12 @@ recipes() {
 # All commands to one server, in a shell of its own: the two sides run at the same time.
 side() { # name, directory with ca.crt, client.crt and client.key
   OUT=$dir/$1; mkdir "$OUT"
-  CTL="$(on "$1") $tools/etcdctl --endpoints=https://127.0.0.1:2379 --cacert=$2/ca.crt --cert=$2/client.crt --key=$2/client.key"
+  ON=$(on "$1")
+  CTL="$ON $tools/etcdctl --endpoints=https://127.0.0.1:2379 --cacert=$2/ca.crt --cert=$2/client.crt --key=$2/client.key"
   MIRROR="--dest-cacert=$2/ca.crt --dest-cert=$2/client.crt --dest-key=$2/client.key"
-  BASE=$(($(ctl get 0 -w json | sed -E 's/.*"revision":([0-9]+).*/\1/') - 1))
+  local seen=none
+  until [ "$(revision)" = "$seen" ]; do seen=$(revision); sleep 1; done # what the controllers write at their start
+  BASE=$((seen - 1))
   puts_and_gets; transactions; leases; watches; compaction; maintenance; recipes
   ctl get / --prefix --keys-only --min-mod-rev $((BASE + 2)) | grep . >"$OUT/intruders"
   members
@@ -401,12 +420,10 @@ mkdir "$dir/minik8s-client"
 for f in ca.crt:ca.crt etcd-client.crt:client.crt etcd-client.key:client.key; do ln -s "$dir/minik8s-data/tls/${f%:*}" "$dir/minik8s-client/${f#*:}"; done
 await minik8s $(on minik8s) sh -c '[ "$(curl -sk https://127.0.0.1:6443/readyz)" = ok ]'
 await etcd $(on etcd) "$tools/etcdctl" --endpoints=https://127.0.0.1:2379 --cacert="$dir/pki/ca.crt" --cert="$dir/pki/client.crt" --key="$dir/pki/client.key" endpoint health
-sleep 1 # what the controllers write at their start
 
 side etcd "$dir/pki" >"$dir/etcd.txt" & left=$!
 side minik8s "$dir/minik8s-client" >"$dir/minik8s.txt"
 wait $left
-if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP"; cp "$dir/etcd.txt" "$dir/minik8s.txt" "$KEEP"; fi
 if [ -s "$dir/minik8s/intruders" ]; then echo "the cluster wrote keys of its own meanwhile, so revisions cannot be compared:"; cat "$dir/minik8s/intruders"; exit 1; fi
-diff -U 3 "$dir/etcd.txt" "$dir/minik8s.txt" || { echo "minik8s differs from etcd"; exit 1; }
+diff -U 3 -F '^\$' "$dir/etcd.txt" "$dir/minik8s.txt" || { echo "minik8s differs from etcd"; exit 1; }
 echo "$(grep -c '^\$' "$dir/etcd.txt") commands, the same output"

@@ -1,6 +1,7 @@
 # Shared by what holds the etcd API beside etcd itself: hosts, which are network namespaces, the servers on them, and the end of it all.
 # Needs root, openssl, perl, and in $ORACLE/bin (default /tmp/oracle) etcd 3.6 with its etcdctl and etcd-benchmark: `oracle build` makes
-# them. A script that sources this sets bin, the minik8s to try, first. Everything goes when the script ends.
+# them. A script that sources this sets bin, the minik8s to try, first. Everything goes when the script ends, but for the logs and what was
+# compared: KEEP=DIRECTORY keeps those, and a run that fails keeps them under /tmp, as what came of chance does not come again when asked.
 set -euo pipefail
 tools=${ORACLE:-/tmp/oracle}/bin; dir=$(mktemp -d /tmp/m8s-etcd-XXXXXX); hosts=() pids=() started=
 [ -x "$tools/etcd" ] || { echo "no etcd in $tools: say with ORACLE where 'oracle build' has put it" >&2; exit 2; }
@@ -52,14 +53,15 @@ cert() { # name, subject, [alternative names]
 }
 
 tear_down() {
+  local status=$? p ns
   set +e
-  local p ns
   { [ ${#pids[@]} = 0 ] || kill -KILL "${pids[@]}"; wait; } 2>/dev/null
   for ns in "${hosts[@]}"; do
     for p in $(ip netns pids "$ns"); do kill -KILL "$p" 2>/dev/null; done
     ip netns del "$ns"
   done
-  if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP"; cp "$dir"/*.log "$KEEP" 2>/dev/null; fi
+  [ $status = 0 ] || [ $status = 130 ] || { KEEP=${KEEP:-$(mktemp -d /tmp/m8s-etcd-failed-XXXXXX)}; echo "logs and outputs are in $KEEP" >&2; }
+  if [ -n "${KEEP:-}" ]; then mkdir -p "$KEEP"; cp "$dir"/*.log "$dir"/*.txt "$KEEP" 2>/dev/null; fi
   rm -rf "$dir"
 }
 trap tear_down EXIT

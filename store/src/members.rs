@@ -65,7 +65,8 @@ pub struct MemberInfo {
     /// Where clients of the etcd API reach it.
     #[serde(rename = "clientURLs")]
     pub client_urls: Vec<String>,
-    /// It belongs to the group no longer, and never will again. Kept, so that it can be told.
+    /// It belongs to the group no longer, and never will again. Kept for the group's whole life, so that it can be told whenever it
+    /// comes back, and so that a late change cannot bring its number in again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }

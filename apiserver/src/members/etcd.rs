@@ -1,6 +1,6 @@
 //! Members as clients of the etcd API see them: the same servers, under etcd's names.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use api::status::{Reason, Status};
 use bytes::Bytes;
@@ -10,8 +10,8 @@ use store::{
     etcd::{Cluster, ClusterChange, ClusterError, Doing},
 };
 
-use super::{Admitted, Application, SERVERS_PATH, admit_at, pass_on, promote_one, take_out, write};
-use crate::App;
+use super::{Admitted, Application, SERVERS_PATH, admit_at, pass_on, promote_one, revise, take_out};
+use crate::{App, objects::store_failure};
 
 /// The cluster, for [`store::etcd::serve`].
 pub struct EtcdCluster(pub Arc<App>);
@@ -36,17 +36,22 @@ impl Cluster for EtcdCluster {
     }
 }
 
-fn known(app: &App, id: u64) -> Result<MemberInfo, ClusterError> {
-    let known = app.store.raw().snapshot().members().remove(&id);
-    known.filter(|info| !info.removed).ok_or(ClusterError::NotFound)
+/// What a refusal may be for: all that is known of members, with what any server had acknowledged before the request came.
+async fn newest(app: &App) -> Result<BTreeMap<u64, MemberInfo>, ClusterError> {
+    app.store.read_barrier().await.map_err(|error| failure(store_failure(error)))?;
+    Ok(app.store.raw().snapshot().members())
+}
+
+/// What is known of a member that has not been removed.
+fn known(mut members: BTreeMap<u64, MemberInfo>, id: u64) -> Result<MemberInfo, ClusterError> {
+    members.remove(&id).filter(|info| !info.removed).ok_or(ClusterError::NotFound)
 }
 
 async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
     let [url] = &peer_urls[..] else {
         return Err(ClusterError::Other("a server has one address".into()));
     };
-    let members = app.store.raw().snapshot().members();
-    if members.values().any(|info| !info.removed && info.peer_urls.contains(url)) {
+    if newest(app).await?.values().any(|info| !info.removed && info.peer_urls.contains(url)) {
         return Err(ClusterError::Exists);
     }
     // The place is kept for whoever joins from there: it takes it over under a number of its own.
@@ -63,7 +68,7 @@ async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
 }
 
 async fn remove(app: &App, id: u64) -> Result<u64, ClusterError> {
-    known(app, id)?;
+    known(newest(app).await?, id)?;
     let path = format!("{SERVERS_PATH}/{id:016x}");
     if pass_on(app, (Method::DELETE, &path), Bytes::new()).await.map_err(failure)?.is_none() {
         let _one = app.changing.lock().await;
@@ -74,18 +79,27 @@ async fn remove(app: &App, id: u64) -> Result<u64, ClusterError> {
 
 /// Any server may write it down: it is a key like any other.
 async fn update(app: &App, id: u64, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
-    let info = known(app, id)?;
-    let [url] = &peer_urls[..] else { return Err(ClusterError::Other("a server has one address".into())) };
-    let members = app.store.raw().snapshot().members();
-    if members.iter().any(|(&other, info)| other != id && !info.removed && info.peer_urls.contains(url)) {
-        return Err(ClusterError::Exists);
+    newest(app).await?;
+    let written = revise(app, id, |members| moved(members, id, &peer_urls)).await.map_err(failure)?;
+    written.map(|()| id)
+}
+
+/// What is known of a member once it is elsewhere.
+pub fn moved(members: BTreeMap<u64, MemberInfo>, id: u64, peer_urls: &[String]) -> Result<MemberInfo, ClusterError> {
+    let is_there = |url: &String| {
+        members.iter().any(|(&other, info)| other != id && !info.removed && info.peer_urls.contains(url))
+    };
+    let taken = peer_urls.iter().any(is_there);
+    let info = known(members, id)?;
+    match peer_urls {
+        [_] if taken => Err(ClusterError::Exists),
+        [url] => Ok(MemberInfo { peer_urls: vec![url.clone()], ..info }),
+        _ => Err(ClusterError::Other("a server has one address".into())),
     }
-    write(app, id, &MemberInfo { peer_urls, ..info }).await.map_err(failure)?;
-    Ok(id)
 }
 
 async fn promote(app: &App, id: u64) -> Result<u64, ClusterError> {
-    known(app, id)?;
+    known(newest(app).await?, id)?;
     if !app.store.raw().group().borrow().learners.contains(&id) {
         return Err(ClusterError::NotLearner);
     }
