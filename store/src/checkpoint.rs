@@ -26,9 +26,9 @@ use crate::{
 /// sled keeps this much of its pages in memory; it is only read at a start.
 const CACHE_BYTES: u64 = 8 << 20;
 
-/// What the base has gained is kept in memory up to one of these: values that nothing else may hold any more. Beyond it, all
-/// of the database is written anew when the log is cut, which is rare; a start after a crash replays the log from where the
-/// database was.
+/// What the base has gained is kept in memory up to one of these: values that nothing else may hold any more. Beyond it the
+/// database can only be written anew, all of it, and is so when the log is cut if that is rare enough. Until then a start
+/// has the snapshot and the log.
 const HELD: Held = Held { changes: 64 << 10, keys: 16 << 10, bytes: 8 << 20 };
 
 struct Held {
@@ -36,6 +36,11 @@ struct Held {
     keys: usize,
     bytes: usize,
 }
+
+/// What sled takes for a key, in microseconds, and how many times as long must have passed since it last took them: two
+/// hundredths of a processor's time is what the next start may cost.
+const KEY_MICROS: u64 = 10;
+const RARE: u64 = 50;
 
 const BASE: &[u8] = b"b";
 const KEY: u8 = b'k';
@@ -53,6 +58,9 @@ pub struct Checkpoint {
     pending_changes: usize,
     /// The base has gained more than is kept in memory: the database can only be written anew.
     stale: bool,
+    /// When the newest change was made, and the newest one when the database was last written; 0 where there was none yet.
+    newest: u64,
+    written: u64,
 }
 
 /// A key that has changed since the last write.
@@ -97,6 +105,8 @@ impl Checkpoint {
                 pending_bytes: 0,
                 pending_changes: 0,
                 stale: false,
+                newest: 0,
+                written: 0,
             };
             if let Some(image) = &image {
                 checkpoint.base = image.base.clone();
@@ -110,6 +120,11 @@ impl Checkpoint {
 
     /// Notes what the base has gained. The database follows when it is [`Checkpoint::catch_up`] with.
     pub fn apply(&mut self, changes: &[Change]) {
+        let (Some(first), Some(last)) = (changes.first(), changes.last()) else { return };
+        if self.written == 0 {
+            self.written = first.at;
+        }
+        self.newest = last.at;
         if self.stale {
             return;
         }
@@ -123,16 +138,24 @@ impl Checkpoint {
         let full =
             self.pending_changes >= HELD.changes || self.pending.len() >= HELD.keys || self.pending_bytes >= HELD.bytes;
         if full {
-            // Under a load like this the database would do nothing else than follow. It is still what it says it is.
+            // Under a load like this the database would do nothing else than follow. It is still what it says it is, though old.
             self.pending.clear();
             (self.pending_bytes, self.pending_changes) = (0, 0);
             self.stale = true;
         }
     }
 
-    /// Brings the database to where the base is, which is `image`.
+    /// Brings the database to where the base is, which is `image` and about to be a snapshot; or leaves it with nothing, where
+    /// to write all of it would take more of the processor than it may save at a start.
     pub fn catch_up(&mut self, image: &Image) -> Result<(), sled::Error> {
-        if self.stale { self.replace(image) } else { self.write() }
+        if !self.stale {
+            return self.write();
+        }
+        let costs_ms = image.map.len() as u64 * KEY_MICROS / 1000;
+        if self.newest - self.written < costs_ms * RARE {
+            return self.db.remove(BASE).map(drop);
+        }
+        self.replace(image)
     }
 
     /// Brings what can be had cheaply to the disk, for the next start.
@@ -181,6 +204,7 @@ impl Checkpoint {
             }
         }
         (self.pending_bytes, self.pending_changes) = (0, 0);
+        self.written = self.newest;
         self.db.insert(BASE, self.base_record()).map(drop)
     }
 
@@ -191,6 +215,7 @@ impl Checkpoint {
         (self.count, self.sum) = (0, 0);
         self.pending.clear();
         (self.pending_bytes, self.pending_changes, self.stale) = (0, 0, false);
+        self.written = self.newest;
         for kv in image.map.values() {
             self.count += 1;
             self.sum = self.sum.wrapping_add(digest(kv));
@@ -280,4 +305,57 @@ fn digest(kv: &KeyValue) -> u64 {
         sum ^= sum >> 29;
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Batch, mvcc::Position};
+
+    /// As many puts to as many keys as make a checkpoint stale, the last one at `until`.
+    fn puts(until: u64) -> (Vec<Change>, Image) {
+        let (mut changes, mut image) = (Vec::new(), Image::default());
+        for n in 1..=HELD.keys as u64 {
+            let kv = Arc::new(KeyValue {
+                key: n.to_be_bytes().to_vec().into(),
+                value: Bytes::from_static(b"v"),
+                create_revision: n,
+                mod_revision: n,
+                version: 1,
+                lease: None,
+            });
+            image.map.insert(kv.key.clone(), kv.clone());
+            let event = Event { kind: EventKind::Put, kv, previous: None };
+            let batch = Some(Arc::new(Batch { revision: n, events: vec![event] }));
+            let at = if n == HELD.keys as u64 { until } else { 1 };
+            let position = Position { index: n, term: 1 };
+            changes.push(Change { position, revision: n, at, batch, lease: None, members: None });
+        }
+        changes.iter().for_each(|change| advance(&mut image.base, change));
+        (changes, image)
+    }
+
+    #[test]
+    fn a_stale_checkpoint_is_written_anew_where_that_is_rare() {
+        let rare = HELD.keys as u64 * KEY_MICROS / 1000 * RARE + 1;
+        for (until, there) in [(rare - 1, false), (rare, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("checkpoint");
+            let (mut checkpoint, _) = Checkpoint::open(&path).unwrap();
+            checkpoint.replace(&Image::default()).unwrap();
+            let (changes, image) = puts(until);
+            checkpoint.apply(&changes);
+            assert!(checkpoint.stale);
+            checkpoint.catch_up(&image).unwrap();
+            assert_eq!(checkpoint.stale, !there);
+            checkpoint.finish().unwrap();
+            drop(checkpoint);
+            let (_, found) = Checkpoint::open(&path).unwrap();
+            assert_eq!(
+                found.map(|image| (image.base, image.map.len())),
+                there.then_some((image.base, HELD.keys)),
+                "{until}"
+            );
+        }
+    }
 }

@@ -133,17 +133,28 @@ impl State {
     }
 
     fn put(&mut self, Put { key, value, lease }: Put, revision: Revision, events: &mut Vec<Event>) -> OpResult {
-        let old = self.map.get(key);
-        let kv = Arc::new(KeyValue {
-            // The old key's memory is kept, so that many versions of a key do not each hold a copy of it.
-            key: old.map_or(key, |old| &old.key).clone(),
-            value: value.clone(),
-            create_revision: old.map_or(revision, |old| old.create_revision),
-            mod_revision: revision,
-            version: old.map_or(1, |old| old.version + 1),
-            lease,
-        });
-        let previous = self.map.insert(kv.key.clone(), kv.clone());
+        let new = |key: &Bytes, old: Option<&KeyValue>| {
+            Arc::new(KeyValue {
+                key: key.clone(),
+                value: value.clone(),
+                create_revision: old.map_or(revision, |old| old.create_revision),
+                mod_revision: revision,
+                version: old.map_or(1, |old| old.version + 1),
+                lease,
+            })
+        };
+        let (kv, previous) = match self.map.get_mut(key) {
+            Some(place) => {
+                // The old key's memory is kept, so that many versions of a key do not each hold a copy of it.
+                let kv = new(&place.key, Some(place));
+                (kv.clone(), Some(std::mem::replace(place, kv)))
+            }
+            None => {
+                let kv = new(key, None);
+                self.map.insert(kv.key.clone(), kv.clone());
+                (kv, None)
+            }
+        };
         self.bytes += size_of(&kv);
         self.bytes -= previous.as_deref().map_or(0, size_of);
         if previous.as_ref().and_then(|old| old.lease) != lease {
