@@ -112,6 +112,8 @@ pub struct Config {
     pub cluster_dns: IpAddr,
     /// The wire that the store was opened over.
     pub peers: Arc<Peers>,
+    /// The servers that this one has joined, as `https://HOST:PORT`: they are told where it is while no other one has found it.
+    pub join: Vec<String>,
     /// Where the etcd API is served, for those who ask for the group's members.
     pub etcd_urls: Vec<String>,
     /// Resources whose objects are encrypted in the store, such as `secrets` or `deployments.apps`.
@@ -136,6 +138,7 @@ struct App {
     name: String,
     etcd_urls: Vec<String>,
     peers: Arc<Peers>,
+    join: Vec<String>,
     /// Where a later life of the cluster is, which this server does not belong to.
     superseded: watch::Sender<Option<String>>,
     /// Members are changed one at a time.
@@ -221,6 +224,7 @@ impl Server {
             name: hostname().unwrap_or_else(|| advertised.address.to_string()),
             etcd_urls: config.etcd_urls.clone(),
             peers: config.peers.clone(),
+            join: config.join.clone(),
             superseded: watch::Sender::new(None),
             changing: tokio::sync::Mutex::default(),
             in_flight: pipeline::InFlight::default(),

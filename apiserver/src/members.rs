@@ -4,7 +4,14 @@
 //! Invariant: a member's number is never used twice, and one that has been removed never comes back.
 //! Invariant: at one address there is one member at most.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::status::{Reason, Status};
 use axum::body::Body;
@@ -16,7 +23,7 @@ use store::{Compare, Group, MemberChange, MemberInfo, Op, Txn, member_key};
 use tokio::time::Instant;
 
 use crate::{
-    App, Config, advertise_address,
+    App, Config, Error, advertise_address,
     authenticate::{Identity, MASTERS, bearer},
     body, clock, entropy, hostname,
     join::same_secret,
@@ -28,6 +35,10 @@ use crate::{
 pub mod etcd;
 
 pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
+
+/// What a server is told that has been removed.
+pub const REMOVED: &str =
+    "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token";
 
 /// How long a change of members is tried: an election may lie in between.
 const CHANGE_WAIT: Duration = Duration::from_secs(20);
@@ -106,8 +117,7 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
         return Err(Status::new(Reason::Unauthorized, why));
     }
     let bytes = body::read(request.into_body()).await?;
-    let application: Application = serde_json::from_slice(&bytes)
-        .map_err(|e| Status::bad_request(format!("the request to join cannot be read: {e}")))?;
+    let application = read(&bytes)?;
     if let Some(answer) = pass_on(app, (Method::POST, SERVERS_PATH), bytes).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
@@ -117,6 +127,85 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
     let id = admit_at(app, application).await?;
     let admission = Admission { member: format!("{id:016x}"), files };
     Ok(present::value(StatusCode::OK, Form::JSON, &json!(admission)))
+}
+
+/// Notes where a server is that nobody has reached yet, by its number.
+pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let bytes = body::read(request.into_body()).await?;
+    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    if let Some(answer) = pass_on(app, (Method::PUT, &path), bytes.clone()).await? {
+        return Ok(present::bytes(StatusCode::OK, "application/json", answer));
+    }
+    let Application { name, url, .. } = read(&bytes)?;
+    let id = number(which)?;
+    let _one = app.changing.lock().await;
+    app.store.read_barrier().await.map_err(store_failure)?;
+    check_place(app, &url)?;
+    let mut known = app.store.raw().snapshot().members();
+    let info = known.remove(&id).filter(|info| !info.removed).ok_or_else(|| Status::gone(REMOVED))?;
+    if let Some(other) = known.values().find(|other| is_at(other, &url)) {
+        return Err(Status::bad_request(format!("{url} is the address of another server, {:?}", other.name)));
+    }
+    let placed = MemberInfo { name, peer_urls: vec![url], ..info.clone() };
+    if placed != info {
+        write(app, id, &placed).await?;
+    }
+    Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
+}
+
+/// Tells the servers that this one has joined where it is now; answers what is in the way of that.
+pub async fn tell_where(app: &App) -> Result<Option<String>, Error> {
+    let application = Application { name: app.name.clone(), url: app.url(), ..Application::of_cluster(app) };
+    let body = Bytes::from(serde_json::to_vec(&application).unwrap_or_default());
+    let path = format!("{SERVERS_PATH}/{:016x}", app.store.raw().status().member_id);
+    let mut trouble = None;
+    for server in &app.join {
+        match peers::post(app, server, (Method::PUT, &path), body.clone()).await {
+            Ok(_) => return Ok(None),
+            Err(status) if matches!(status.reason, Reason::Gone | Reason::BadRequest) => {
+                return Err(Error::Place { server: server.clone(), what: status.message });
+            }
+            Err(status) => trouble = Some(status.message),
+        }
+    }
+    Ok(trouble)
+}
+
+fn read(application: &[u8]) -> Result<Application, Status> {
+    serde_json::from_slice(application)
+        .map_err(|e| Status::bad_request(format!("what a server says of itself cannot be read: {e}")))
+}
+
+fn number(which: &str) -> Result<u64, Status> {
+    u64::from_str_radix(which, 16).map_err(|_| Status::bad_request(format!("{which:?} is no number")))
+}
+
+/// Whether a server is written down to be there.
+fn is_at(info: &MemberInfo, url: &str) -> bool {
+    !info.removed && info.peer_urls.iter().any(|known| known == url)
+}
+
+/// Refuses an address at which the others cannot reach a server, as far as that shows here.
+fn check_place(app: &App, url: &str) -> Result<(), Status> {
+    if host(url).is_none() {
+        return Err(Status::bad_request(format!("{url:?} is not of the form https://HOST:PORT")));
+    }
+    let (ours, own) = (app.url(), |url: &str| host(url).is_some_and(is_own));
+    match (own(url), own(&ours)) {
+        (true, false) => Err(Status::bad_request(format!(
+            "at {url} only the new server itself finds it: give it an address that the others reach by --advertise-address"
+        ))),
+        (false, true) => Err(Status::bad_request(format!(
+            "this cluster's server is at {ours}, where only it itself finds it: start it again with an --advertise-address that \
+             the others reach"
+        ))),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+/// Whether everybody finds himself there.
+fn is_own(host: &str) -> bool {
+    host.parse().is_ok_and(|address: IpAddr| address.is_loopback() || address.is_unspecified())
 }
 
 fn same_networks(app: &App, application: &Application) -> Result<(), Status> {
@@ -176,7 +265,7 @@ pub async fn promote(app: &App, which: &str) -> Result<Response<Body>, Status> {
     if let Some(answer) = pass_on(app, (Method::POST, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
-    let id = u64::from_str_radix(which, 16).map_err(|_| Status::bad_request(format!("{which:?} is no number")))?;
+    let id = number(which)?;
     promote_one(app, id).await?;
     Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
 }
@@ -245,18 +334,23 @@ fn no_leader() -> Status {
 async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
     let _one = app.changing.lock().await;
     let Application { name, url, .. } = application;
-    if host(&url).is_none() {
-        return Err(Status::bad_request(format!("{url:?} is not of the form https://HOST:PORT")));
-    }
-    let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);
+    check_place(app, &url)?;
     // Who has just begun to lead may not have applied yet what the one before has done.
     app.store.read_barrier().await.map_err(store_failure)?;
     let known = app.store.raw().snapshot().members();
-    for (&before, _) in known.iter().filter(|(_, info)| here(info)) {
+    for (&before, info) in known.iter().filter(|(_, info)| is_at(info, &url)) {
         if before == app.store.raw().status().member_id {
             return Err(Status::bad_request(format!(
                 "{url} is the address of this very server: give the new one its own by --advertise-address or --bind"
             )));
+        }
+        // One that has just died and comes back without its disk counts as there for a moment.
+        if app.store.raw().group().borrow().active.contains(&before) {
+            return Err(Status::service_unavailable(format!(
+                "{url} is the address of the server {:?}, which is there: give the new one its own by --advertise-address or --bind",
+                info.name
+            ))
+            .retry_after(1));
         }
         tracing::info!(
             member = format!("{before:016x}"),
@@ -386,9 +480,7 @@ pub async fn notice_removal(app: Arc<App>) {
     if group.wait_for(|group| group.leader_id != 0 && !group.has(me)).await.is_ok() {
         // The others may need to hear from this one that it is gone.
         tokio::time::sleep(PAUSE * 20).await;
-        app.store
-            .raw()
-            .fail("this server has been removed from its cluster: to join again it needs an empty --data-dir".into());
+        app.store.raw().fail(REMOVED.to_owned());
     }
 }
 
@@ -427,6 +519,10 @@ mod tests {
         assert_eq!(host("https://10.0.0.1:6443"), Some("10.0.0.1"));
         assert_eq!(host("https://[fd00::1]:6443"), Some("fd00::1"));
         assert_eq!(host("10.0.0.1"), None);
+        for (host, own) in [("127.0.0.1", true), ("::1", true), ("0.0.0.0", true), ("10.0.0.1", false), ("a.b", false)]
+        {
+            assert_eq!(is_own(host), own, "{host}");
+        }
     }
 
     #[test]

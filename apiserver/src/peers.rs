@@ -38,6 +38,8 @@ use crate::App;
 /// Who sends, and where it can be reached.
 const MEMBER: HeaderName = HeaderName::from_static("minik8s-member");
 const URL: HeaderName = HeaderName::from_static("minik8s-url");
+/// Whom it is for. Somebody else may be at that address.
+const TO: HeaderName = HeaderName::from_static("minik8s-to");
 /// Which life of the cluster the sender knows, if it knows any.
 const GENERATION: HeaderName = HeaderName::from_static("minik8s-generation");
 

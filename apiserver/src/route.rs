@@ -31,7 +31,7 @@ pub enum Route {
     Status,
     /// A further server joins.
     Servers,
-    /// A server is removed, or promoted.
+    /// A server is removed, or promoted, or says where it is.
     Server {
         which: String,
     },
@@ -162,7 +162,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         {
             Ok(route)
         }
-        Route::Server { .. } if matches!(*method, Method::DELETE | Method::POST) => Ok(route),
+        Route::Server { .. } if matches!(*method, Method::DELETE | Method::POST | Method::PUT) => Ok(route),
         Route::Join
         | Route::RotateEncryption
         | Route::Servers

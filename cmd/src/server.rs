@@ -173,6 +173,7 @@ impl ControlPlane {
             encrypt: config.encrypt,
             peers: Arc::default(),
             etcd_urls: Vec::new(),
+            join: config.join.clone(),
         };
         let etcd = listen_for_etcd(config.etcd, &mut settings).await?;
         let store_dir = store_dir(&config.data_dir);

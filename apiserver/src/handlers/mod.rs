@@ -106,6 +106,7 @@ pub async fn handle(
         Route::Status => Ok(members::status(&app)),
         Route::Servers => members::join(&app, &identity, request).await,
         Route::Server { which } if request.method() == http::Method::POST => members::promote(&app, &which).await,
+        Route::Server { which } if request.method() == http::Method::PUT => members::place(&app, &which, request).await,
         Route::Server { which } => members::remove(&app, &which).await,
         Route::Raft => peers::receive(&app, request).await,
         Route::RaftSnapshot => peers::receive_snapshot(&app, request).await,

@@ -192,6 +192,36 @@ fn a_server_that_was_removed_or_has_a_wrong_token_is_told_so() -> Result<()> {
     })
 }
 
+#[test]
+fn a_server_that_nobody_finds_is_told_so() -> Result<()> {
+    on(Servers::start_first("unfound", 3)?, |servers| {
+        let first = servers.all[0].host.address.clone();
+        let (url, token) = (format!("https://{first}:6443"), servers.token().to_owned());
+        let join = ["--join", &url, "--token", &token];
+        for wrong in [&first[..], "127.0.0.1"] {
+            let output = servers.all[1].run(&[&join[..], &["--advertise-address", wrong]].concat())?;
+            refused(wrong, &output, &["--advertise-address"])?;
+        }
+        servers.wait_members(1)?;
+
+        // An address of nobody: both sides say so, and a start with the right one is all it takes.
+        servers.all[1].start(&[&join[..], &["--advertise-address", "10.77.0.99"]].concat())?;
+        for (at, what) in [(1, "no other server has found this one"), (0, "another server cannot be reached")] {
+            wait(&format!("a word of s{at}"), seconds(30), || Ok(servers.all[at].has_said(what)?.then_some(())))?;
+        }
+        servers.all[1].kill()?;
+        servers.spawn(1)?;
+        servers.wait_members(2)?;
+
+        // The address of another server that is there is not taken from it.
+        let second = servers.all[1].host.address.clone();
+        servers.all[2].start(&[&join[..], &["--advertise-address", &second]].concat())?;
+        wait("a refusal", seconds(10), || Ok(servers.all[2].has_said("which is there")?.then_some(())))?;
+        servers.all[2].kill()?;
+        servers.wait_members(2)
+    })
+}
+
 /// It ends, and has everything when there is room again.
 #[test]
 fn a_disk_that_is_full_is_named() -> Result<()> {
