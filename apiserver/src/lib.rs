@@ -12,7 +12,7 @@
 //! - [`present`] writes the answers
 //!
 //! Beside them: [`discovery`], [`join`] (how nodes come), [`members`] (how further servers come and go) over [`peers`] (the wire
-//! between servers), [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
+//! between servers), [`paths`] of all that, [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
 //!
 //! Invariants:
 //! - Every write is a transaction that compares what was read, so several servers over one store are safe.
@@ -65,6 +65,7 @@ mod negotiate;
 mod nodeproxy;
 mod objects;
 mod options;
+pub mod paths;
 mod peers;
 mod pipeline;
 mod pki;
@@ -80,7 +81,7 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
-pub use members::{Admission, Application, SERVERS_PATH, admit};
+pub use members::{Admission, Application, admit};
 pub use peers::Peers;
 pub use pki::{create_dir as create_private_dir, write_private};
 pub use snapshot::{Snapshot, Snapshots, Taken};

@@ -29,12 +29,10 @@ use crate::{
     join::same_secret,
     negotiate::Form,
     objects::store_failure,
-    peers, pki, present,
+    paths, peers, pki, present,
 };
 
 pub mod etcd;
-
-pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
 
 /// What a server is told that has been removed.
 pub const REMOVED: &str =
@@ -118,7 +116,7 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
     }
     let bytes = body::read(request.into_body()).await?;
     let application = read(&bytes)?;
-    if let Some(answer) = pass_on(app, (Method::POST, SERVERS_PATH), bytes).await? {
+    if let Some(answer) = pass_on(app, (Method::POST, paths::SERVERS), bytes).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     same_networks(app, &application)?;
@@ -132,7 +130,7 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
 /// Notes where a server is that nobody has reached yet, by its number.
 pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
     let bytes = body::read(request.into_body()).await?;
-    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    let path = paths::server(which);
     if let Some(answer) = pass_on(app, (Method::PUT, &path), bytes.clone()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
@@ -157,7 +155,7 @@ pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Res
 pub async fn tell_where(app: &App) -> Result<Option<String>, Error> {
     let application = Application { name: app.name.clone(), url: app.url(), ..Application::of_cluster(app) };
     let body = Bytes::from(serde_json::to_vec(&application).unwrap_or_default());
-    let path = format!("{SERVERS_PATH}/{:016x}", app.store.raw().status().member_id);
+    let path = paths::server(&format!("{:016x}", app.store.raw().status().member_id));
     let mut trouble = None;
     for server in &app.join {
         match peers::post(app, server, (Method::PUT, &path), body.clone()).await {
@@ -237,7 +235,7 @@ pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
 }
 
 async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
-    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    let path = paths::server(which);
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
@@ -261,7 +259,7 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
 
 /// Gives a server its vote, by its number.
 pub async fn promote(app: &App, which: &str) -> Result<Response<Body>, Status> {
-    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    let path = paths::server(which);
     if let Some(answer) = pass_on(app, (Method::POST, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }

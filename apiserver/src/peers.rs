@@ -43,9 +43,6 @@ const TO: HeaderName = HeaderName::from_static("minik8s-to");
 /// Which life of the cluster the sender knows, if it knows any.
 const GENERATION: HeaderName = HeaderName::from_static("minik8s-generation");
 
-pub const MESSAGES_PATH: &str = "/minik8s/v1/raft";
-pub const SNAPSHOT_PATH: &str = "/minik8s/v1/raft/snapshot";
-
 /// Messages that may wait for one server: raft has no more than a few hundred on their way to it.
 const QUEUE: usize = 1024;
 /// And their bytes: several full appends. What comes beyond it would only come too late.

@@ -11,6 +11,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::flags::RunningServer;
+
 /// A large store on a slow machine takes a while; a server that does not answer at all shows earlier.
 const ANSWER: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(10);
@@ -24,8 +26,8 @@ pub struct Running {
 
 impl Running {
     /// The server of a kubeconfig, or of a data directory.
-    pub fn find(data_dir: &Path, named: Option<PathBuf>) -> Result<Running> {
-        open(&find_kubeconfig(data_dir, named)?)
+    pub fn find(RunningServer { data, kubeconfig }: RunningServer) -> Result<Running> {
+        open(&find_kubeconfig(&data.data_dir, kubeconfig)?)
     }
 
     /// The body of its answer; `what` says what it is, where there is none.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use apiserver::{Admission, Application, SERVERS_PATH, admit};
+use apiserver::{Admission, Application, admit, paths};
 use node::join::{Refusal, Token, ask};
 
 /// Between two rounds over all the servers named.
@@ -81,7 +81,7 @@ pub async fn join(
     let mut told = String::new();
     let answer = 'joined: loop {
         for server in servers {
-            match ask(server.trim_end_matches('/'), &token, (SERVERS_PATH, &request)).await {
+            match ask(server.trim_end_matches('/'), &token, (paths::SERVERS, &request)).await {
                 Ok(answer) => break 'joined answer,
                 Err(Refusal::Never(error)) => bail!("join {server}: {error}"),
                 // The same complaint once, not every few seconds.

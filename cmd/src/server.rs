@@ -22,18 +22,13 @@ use crate::{
 };
 
 pub async fn run(flags: flags::Server) -> Result<()> {
-    let etcd = match flags.etcd_listen {
-        None => Etcd::IfFree,
-        Some(EtcdListen::Nowhere) => Etcd::Off,
-        Some(listen) => Etcd::At(listen),
-    };
     let mut config = Config {
         data_dir: flags.data.data_dir,
         bind: flags.bind,
         advertise_address: flags.advertise_address,
         join: flags.join,
         token: flags.token,
-        etcd,
+        etcd: flags.etcd_listen,
         quota_bytes: flags.store_quota,
         tls_sans: flags.tls_san,
         networks: flags.networks,
@@ -128,7 +123,8 @@ pub struct Config {
     /// The servers of the cluster to become a further server of; with them, `token` is the servers'.
     pub join: Vec<String>,
     pub token: Option<String>,
-    pub etcd: Etcd,
+    /// None serves the etcd API at its usual place on the loopback, unless another etcd is there.
+    pub etcd: Option<EtcdListen>,
     /// How many bytes the store may hold.
     pub quota_bytes: usize,
     pub tls_sans: Vec<String>,
@@ -137,15 +133,6 @@ pub struct Config {
     pub encrypt: Vec<String>,
     /// None takes no snapshots.
     pub snapshots: Option<Schedule>,
-}
-
-/// Whether and where the etcd API is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Etcd {
-    Off,
-    At(EtcdListen),
-    /// At its usual place on the loopback, unless another etcd is there.
-    IfFree,
 }
 
 const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
@@ -265,12 +252,11 @@ impl ControlPlane {
 }
 
 /// Where clients of the etcd API will be let in.
-async fn listen_for_etcd(etcd: Etcd, settings: &mut apiserver::Config) -> Result<Option<(TcpListener, EtcdListen)>> {
-    let listen = match etcd {
-        Etcd::Off | Etcd::At(EtcdListen::Nowhere) => return Ok(None),
-        Etcd::At(listen) => listen,
-        Etcd::IfFree => EtcdListen::Tls(ETCD),
-    };
+async fn listen_for_etcd(
+    wanted: Option<EtcdListen>,
+    settings: &mut apiserver::Config,
+) -> Result<Option<(TcpListener, EtcdListen)>> {
+    let listen = wanted.unwrap_or(EtcdListen::Tls(ETCD));
     let (scheme, address) = match listen {
         EtcdListen::Tls(address) => ("https", address),
         EtcdListen::Plain(address) => ("http", address),
@@ -285,7 +271,7 @@ async fn listen_for_etcd(etcd: Etcd, settings: &mut apiserver::Config) -> Result
             settings.etcd_urls = vec![format!("{scheme}://{address}")];
             Ok(Some((listener, listen)))
         }
-        Err(error) if etcd == Etcd::IfFree => {
+        Err(error) if wanted.is_none() => {
             tracing::warn!(%error, "the etcd API is not served: {address} is taken; choose another with --etcd-listen");
             Ok(None)
         }

@@ -1,23 +1,25 @@
 //! `minik8s status` and `minik8s remove`: the cluster's servers.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
+use apiserver::paths;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::{ask::Running, flags::DataDir};
+use crate::{ask::Running, flags::RunningServer};
 
-const STATUS: &str = "/minik8s/v1/status";
+async fn ask(server: RunningServer) -> Result<Value> {
+    let answer = Running::find(server)?.ask(Method::GET, paths::STATUS, "its status").await?;
+    serde_json::from_slice(&answer).context("read the server's status")
+}
 
-pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> Result<()> {
-    let server = Running::find(&data.data_dir, kubeconfig)?;
-    let answer = server.ask(Method::GET, STATUS, "its status").await?;
-    let status: Value = serde_json::from_slice(&answer).context("read the server's status")?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-        return Ok(());
-    }
+/// Prints everything there is to know.
+pub async fn status_as_json(server: RunningServer) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(&ask(server).await?)?);
+    Ok(())
+}
+
+pub async fn status(server: RunningServer) -> Result<()> {
+    let status = ask(server).await?;
     print!("{}", table(&status));
     if status["leader"].as_str().is_none_or(|leader| leader.trim_matches('0').is_empty()) {
         println!("no server leads: a majority of those with a vote must be there");
@@ -28,18 +30,11 @@ pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> R
     Ok(())
 }
 
-pub async fn remove(data: DataDir, kubeconfig: Option<PathBuf>, which: String) -> Result<()> {
-    let server = Running::find(&data.data_dir, kubeconfig)?;
-    let path = format!("{}/{}", apiserver::SERVERS_PATH, encode(&which));
-    server.ask(Method::DELETE, &path, &format!("the removal of {which}")).await?;
+pub async fn remove(server: RunningServer, which: String) -> Result<()> {
+    let server = Running::find(server)?;
+    server.ask(Method::DELETE, &paths::server(&which), &format!("the removal of {which}")).await?;
     println!("{which} is no server of the cluster any more");
     Ok(())
-}
-
-/// For one part of a path: what is not plain is written as its bytes.
-fn encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 /// A line for each server.
@@ -95,6 +90,5 @@ mod tests {
              a      https://10.0.0.1:6443   leader    yes     01\n\
              ?      ?                       learner   no      0f\n"
         );
-        assert_eq!(encode("https://[::1]:6443"), "https%3A%2F%2F%5B%3A%3A1%5D%3A6443");
     }
 }

@@ -31,8 +31,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{GENERATION, MEMBER, MESSAGES_PATH, SNAPSHOT_PATH, TO, URL};
-use crate::{App, clock, clock::Reminder};
+use super::{GENERATION, MEMBER, TO, URL};
+use crate::{App, clock, clock::Reminder, paths};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that acknowledges nothing for this long is cut off, and dialled anew: after a partition the kernel's own
@@ -252,7 +252,7 @@ async fn converse(app: &App, (id, url): (u64, &str), waiting: &Arc<Mutex<Waiting
     let broken = |error: io::Error| Ended::Broken(error.to_string());
     let connection = connect(app, url).await.map_err(broken)?;
     let body = Stream { waiting: waiting.clone() };
-    let answer = connection.to(id).send(app, (Method::POST, MESSAGES_PATH), body).await.map_err(broken)?;
+    let answer = connection.to(id).send(app, (Method::POST, paths::RAFT), body).await.map_err(broken)?;
     let code = answer.status();
     if code.is_success() {
         return Ok(());
@@ -288,7 +288,7 @@ async fn send_snapshot(app: &App, url: &str, snapshot: OutgoingSnapshot) -> io::
     let body = Body::new(Pieces(body));
     let body = body.map_err(|_| unreachable!("pieces do not fail")).boxed_unsync();
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-    let answer = timeout(SNAPSHOT_TIMEOUT, connection.send(app, (Method::POST, SNAPSHOT_PATH), body)).await;
+    let answer = timeout(SNAPSHOT_TIMEOUT, connection.send(app, (Method::POST, paths::RAFT_SNAPSHOT), body)).await;
     let answer = answer.map_err(late).flatten();
     let (snapshot, whole) = encoding.await.map_err(io::Error::other)?;
     let code = answer?.status();
