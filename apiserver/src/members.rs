@@ -5,7 +5,7 @@
 //! Invariant: at one address there is one member at most.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
@@ -16,9 +16,9 @@ use std::{
 use api::status::{Reason, Status};
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use store::{Compare, Group, MemberChange, MemberInfo, Op, Txn, member_key};
 use tokio::time::Instant;
 
@@ -40,6 +40,8 @@ pub const REMOVED: &str =
 
 /// How long a change of members is tried: an election may lie in between.
 const CHANGE_WAIT: Duration = Duration::from_secs(20);
+/// How long the one that leads may take to say whom it hears of: less than whoever looks at the status waits.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
 /// Between two attempts, and two looks at whether a learner has caught up.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -277,8 +279,9 @@ fn host(url: &str) -> Option<&str> {
     Some(authority.rsplit_once(':')?.0.trim_matches(['[', ']']))
 }
 
-/// The cluster's servers, and how this one is.
-pub fn status(app: &App) -> Response<Body> {
+/// The cluster's servers, and how this one is. Whom the others hear of only the one that leads knows, which is asked.
+pub async fn status(app: &App, headers: &HeaderMap) -> Response<Body> {
+    let heard = heard(app, headers).await;
     let (status, group) = (app.store.raw().status(), app.store.raw().group().borrow().clone());
     let known = app.store.raw().snapshot().members();
     let addresses = app.peers.addresses(&known);
@@ -289,8 +292,7 @@ pub fn status(app: &App) -> Response<Body> {
             "name": info.map(|info| info.name.as_str()),
             "url": addresses.get(&id),
             "voter": group.voters.contains(&id),
-            // Only who leads hears of all the others.
-            "heard": group.leads().then(|| id == group.member_id || group.active.contains(&id)),
+            "heard": heard.as_ref().map(|heard| heard.contains(&format!("{id:016x}"))),
         })
     };
     present::value(
@@ -311,6 +313,29 @@ pub fn status(app: &App) -> Response<Body> {
             "members": group.ids().map(member).collect::<Vec<_>>(),
         }),
     )
+}
+
+/// The numbers of those who are there; none where that is not known.
+async fn heard(app: &App, headers: &HeaderMap) -> Option<BTreeSet<String>> {
+    let group = app.store.raw().group().borrow().clone();
+    if group.leads() {
+        let there = group.active.iter().chain([&group.member_id]);
+        return Some(there.map(|id| format!("{id:016x}")).collect());
+    }
+    // Another server believes that this one leads: two that believe so of each other must not ask each other for ever.
+    if peers::is_of_server(headers) {
+        return None;
+    }
+    let asked = pass_on(app, (Method::GET, paths::STATUS), Bytes::new());
+    let answer = tokio::time::timeout(STATUS_WAIT, asked).await.ok()?.ok()??;
+    let status: Value = serde_json::from_slice(&answer).ok()?;
+    // Nor does it know, where it leads no longer.
+    let members: Vec<(&str, bool)> = status["members"]
+        .as_array()?
+        .iter()
+        .map(|member| Some((member["id"].as_str()?, member["heard"].as_bool()?)))
+        .collect::<Option<_>>()?;
+    Some(members.into_iter().filter(|(_, heard)| *heard).map(|(id, _)| id.to_owned()).collect())
 }
 
 /// Has the server that leads answer, where that is another one.

@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use store::{MEMBERS, MemberInfo, OutgoingSnapshot, Wire, prefix_end};
 use tokio::{
     sync::{mpsc, watch},
@@ -42,6 +42,11 @@ const URL: HeaderName = HeaderName::from_static("minik8s-url");
 const TO: HeaderName = HeaderName::from_static("minik8s-to");
 /// Which life of the cluster the sender knows, if it knows any.
 const GENERATION: HeaderName = HeaderName::from_static("minik8s-generation");
+
+/// Whether another server asks, in its own name.
+pub fn is_of_server(headers: &HeaderMap) -> bool {
+    headers.contains_key(MEMBER)
+}
 
 /// Messages that may wait for one server: raft has no more than a few hundred on their way to it.
 const QUEUE: usize = 1024;

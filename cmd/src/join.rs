@@ -14,6 +14,12 @@ use node::join::{Refusal, Token, ask};
 /// Between two rounds over all the servers named.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// What makes another machine a further server, of the cluster of the one at `url`. The token itself is worth the whole
+/// cluster: it stands in its file only, which is on the machine of `data_dir`.
+pub fn command(url: &str, data_dir: &Path) -> String {
+    format!("minik8s server --join {url} --token $(cat {})", data_dir.join("server-token").display())
+}
+
 /// The file that says where a server whose store was set aside is to join anew.
 fn rejoin(data_dir: &Path) -> PathBuf {
     data_dir.join("rejoin")

@@ -59,6 +59,7 @@ pub async fn run(flags: flags::Server) -> Result<()> {
 
 /// Runs the server until it is asked to stop, or has to join the cluster at an address anew.
 async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()>>>) -> Result<Option<String>> {
+    let data_dir = config.data_dir.clone();
     // A server whose fellows are not there yet may wait for them for long.
     let started = tokio::select! {
         started = ControlPlane::start(config) => started,
@@ -73,6 +74,7 @@ async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()
     };
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
     println!("join with:  {}", control_plane.join_command());
+    println!("further servers:  {}", join::command(&control_plane.url(), &data_dir));
     let superseded = control_plane.server.superseded();
     let ended = tokio::select! {
         asked = asked => asked.map(|()| None),
@@ -237,8 +239,11 @@ impl ControlPlane {
 
     /// What makes another machine a node of this cluster.
     fn join_command(&self) -> String {
-        let address = SocketAddr::new(self.server.advertised_address(), self.server.address().port());
-        format!("minik8s agent --join https://{address} --token {}", self.server.join_token())
+        format!("minik8s agent --join {} --token {}", self.url(), self.server.join_token())
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", SocketAddr::new(self.server.advertised_address(), self.server.address().port()))
     }
 
     /// Lets requests under way finish, then makes the store's files final.

@@ -103,7 +103,7 @@ pub async fn handle(
         Route::Snapshot => snapshot::answer(&app).await,
         Route::Encryption => encryption::admin::status(&app).await,
         Route::RotateEncryption => encryption::admin::rotate(&app).await,
-        Route::Status => Ok(members::status(&app)),
+        Route::Status => Ok(members::status(&app, headers).await),
         Route::Servers => members::join(&app, &identity, request).await,
         Route::Server { which } if request.method() == http::Method::POST => members::promote(&app, &which).await,
         Route::Server { which } if request.method() == http::Method::PUT => members::place(&app, &which, request).await,

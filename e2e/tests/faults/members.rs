@@ -69,6 +69,22 @@ fn three_servers_are_one_cluster() -> Result<()> {
         }
         ensure!(written.is_sorted_by_key(|(.., revision)| *revision), "{written:?}");
 
+        // Whoever is asked says whom the leader hears of.
+        let heard = |servers: &Servers, at: usize, dead: usize| {
+            let (client, address) = (servers.client.clone(), servers.all[at].host.address.clone());
+            let heard = servers.inside.run(async move { kube::heard(&client, &address).await })??;
+            let dead = &servers.all[dead].host.address;
+            Ok((heard.len() == 2 && !heard.contains(dead)).then_some(()))
+        };
+        let leader = servers.leader()?;
+        let (dead, left) = (servers.others(leader)[0], servers.others(leader)[1]);
+        servers.all[dead].kill()?;
+        for at in [leader, left] {
+            wait(&format!("s{at} that knows of a dead server"), seconds(10), || heard(servers, at, dead))?;
+        }
+        servers.spawn(dead)?;
+        servers.wait_members(3)?;
+
         let leader = servers.leader()?;
         let others = servers.others(leader);
         servers.all[leader].kill()?;
