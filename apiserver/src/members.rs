@@ -139,7 +139,7 @@ pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Res
     let Application { name, url, .. } = read(&bytes)?;
     let id = number(which)?;
     let _one = app.changing.lock().await;
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     check_place(app, &url)?;
     let mut known = app.store.raw().snapshot().members();
     let info = known.remove(&id).filter(|info| !info.removed).ok_or_else(|| Status::gone(REMOVED))?;
@@ -241,7 +241,7 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let known = app.store.raw().snapshot().members();
     let is_meant = |id: u64, info: &MemberInfo| {
         let host = info.peer_urls.iter().any(|url| url == which || host(url) == Some(which));
@@ -350,7 +350,14 @@ pub async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<
 }
 
 fn no_leader() -> Status {
-    Status::service_unavailable("no server leads the cluster at the moment").retry_after(1)
+    let why =
+        "no server leads the cluster at the moment, which takes a majority of those with a vote: nothing was done";
+    Status::service_unavailable(why).retry_after(1)
+}
+
+fn unknown() -> Status {
+    let why = "no majority of the servers has confirmed it, and it may still come to be: look at `minik8s status` once one is there";
+    Status::new(Reason::Timeout, why)
 }
 
 /// Makes a new member of whoever is at an address, in the place of whoever was there before.
@@ -359,7 +366,7 @@ async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
     let Application { name, url, .. } = application;
     check_place(app, &url)?;
     // Who has just begun to lead may not have applied yet what the one before has done.
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let known = app.store.raw().snapshot().members();
     for (&before, info) in known.iter().filter(|(_, info)| is_at(info, &url)) {
         if before == app.store.raw().status().member_id {
@@ -399,6 +406,15 @@ async fn take_out(app: &App, id: u64) -> Result<(), Status> {
     Ok(())
 }
 
+/// Sees to it that this server knows what any other one has done.
+async fn look_anew(app: &App) -> Result<(), Status> {
+    app.store.read_barrier().await.map_err(|error| match what_is_left(error) {
+        // A read changes nothing.
+        Ok(Left::Nothing | Left::Proposal) => no_leader(),
+        Err(status) => status,
+    })
+}
+
 async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
     let put = Op::Put { key: member_key(id), value: info.encode(), lease: None };
     app.store.raw().txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop).map_err(store_failure)
@@ -408,22 +424,64 @@ async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
 async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) -> Result<(), Status> {
     let deadline: Instant = clock::instant() + CHANGE_WAIT;
     let mut group = app.store.raw().group();
+    let mut left = Left::Nothing;
     loop {
         let refused = match app.store.raw().change_members(change).await {
             // In force, but perhaps not told yet to those who look at the group next.
             Ok(()) => return group.wait_for(&done).await.map(drop).map_err(|_| no_leader()),
-            Err(error @ store::Error::InvalidChange { .. }) => Some(Status::bad_request(error.to_string())),
-            Err(error @ (store::Error::Fatal { .. } | store::Error::Closed)) => return Err(store_failure(error)),
-            // An earlier change is under way, another server leads, or nobody knows what came of it.
-            Err(_) => None,
+            Err(error) => match what_is_left(error) {
+                Ok(now) => {
+                    left = left.max(now);
+                    None
+                }
+                Err(status) => Some(status),
+            },
         };
         let now = group.borrow().clone();
         match refused {
             _ if done(&now) => return Ok(()),
             Some(status) => return Err(status),
-            None if !now.leads() || clock::instant() > deadline => return Err(no_leader()),
+            None if !now.leads() || clock::instant() > deadline => {
+                return Err(match left {
+                    Left::Nothing => no_leader(),
+                    Left::Proposal => unknown(),
+                });
+            }
             None => tokio::time::sleep(PAUSE).await,
         }
+    }
+}
+
+/// What an attempt that came to nothing has left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Nothing,
+    /// It may come to be without anybody waiting for it any more.
+    Proposal,
+}
+
+/// Whether a change of members may be tried again, after what.
+fn what_is_left(error: store::Error) -> Result<Left, Status> {
+    use store::Error;
+    match error {
+        // An earlier change is under way, or another server leads.
+        Error::Unavailable => Ok(Left::Nothing),
+        Error::Timeout { .. } | Error::LeaderChanged { .. } => Ok(Left::Proposal),
+        Error::InvalidChange { reason } => Err(Status::bad_request(reason)),
+        Error::Compacted { .. }
+        | Error::Future { .. }
+        | Error::LeaseNotFound { .. }
+        | Error::LeaseExists { .. }
+        | Error::KeyNotFound
+        | Error::InvalidTxn { .. }
+        | Error::TooLarge { .. }
+        | Error::NoSpace { .. }
+        | Error::Closed
+        | Error::Fatal { .. }
+        | Error::Disk { .. }
+        | Error::Corrupt { .. }
+        | Error::Exists { .. }
+        | Error::InUse { .. } => Err(store_failure(error)),
     }
 }
 
@@ -483,7 +541,7 @@ pub async fn tend(app: Arc<App>) {
 /// A change that was cut off half-way may have left a member written down that is none.
 async fn tidy(app: &App) -> Result<(), Status> {
     let _one = app.changing.lock().await;
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let group = app.store.raw().group().borrow().clone();
     let known = app.store.raw().snapshot().members();
     for id in group.ids().filter(|id| known.get(id).is_some_and(|info| info.removed)) {
@@ -560,5 +618,21 @@ mod tests {
         assert!(admit(dir.path(), &admission("b")).unwrap_err().contains("tls/ca.crt is of another cluster"));
         let foreign = Admission { member: "1".into(), files: [("../x".to_owned(), String::new())].into() };
         assert!(admit(dir.path(), &foreign).unwrap_err().contains("\"../x\""));
+    }
+
+    #[test]
+    fn what_a_failed_change_leaves() {
+        use store::Error;
+        let (operation, waited) = ("change", Duration::ZERO);
+        for (error, left) in [
+            (Error::Unavailable, Ok(Left::Nothing)),
+            (Error::Timeout { operation, waited }, Ok(Left::Proposal)),
+            (Error::LeaderChanged { operation }, Ok(Left::Proposal)),
+            (Error::InvalidChange { reason: "no".into() }, Err((Reason::BadRequest, "no".into()))),
+            (Error::Closed, Err((Reason::ServiceUnavailable, Error::Closed.to_string()))),
+        ] {
+            let shown = format!("{error:?}");
+            assert_eq!(what_is_left(error).map_err(|status| (status.reason, status.message)), left, "{shown}");
+        }
     }
 }

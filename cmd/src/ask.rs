@@ -30,20 +30,21 @@ impl Running {
         open(&find_kubeconfig(&data.data_dir, kubeconfig)?)
     }
 
-    /// The body of its answer; `what` says what it is, where there is none.
+    /// The body of its answer; `what` says what it is asked to do, where there is none.
     pub async fn ask(&self, method: Method, path: &str, what: &str) -> Result<Vec<u8>> {
         let server = &self.server;
         let mut request = self.client.request(method, format!("{server}{path}"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let answer = request.send().await.with_context(|| format!("ask {server} for {what}"))?;
+        let within = || format!("cannot {what}");
+        let answer = request.send().await.with_context(within)?;
         let status = answer.status();
-        let body = answer.bytes().await.with_context(|| format!("receive {what} from {server}"))?;
+        let body = answer.bytes().await.with_context(within)?;
         if !status.is_success() {
             let message = serde_json::from_slice::<Value>(&body).ok();
-            let message = message.as_ref().and_then(|status| status["message"].as_str()).unwrap_or_default();
-            bail!("{server} does not give {what}: {status} {message}");
+            let message = message.as_ref().and_then(|status| status["message"].as_str());
+            bail!("cannot {what}: {server} says: {}", message.unwrap_or(status.as_str()));
         }
         Ok(body.into())
     }

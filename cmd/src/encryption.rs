@@ -10,10 +10,10 @@ use crate::{ask::Running, flags::EncryptionAction};
 pub async fn run(action: EncryptionAction) -> Result<()> {
     let answer = match action {
         EncryptionAction::Status(server) => {
-            Running::find(server)?.ask(Method::GET, paths::ENCRYPTION, "the status of its encryption").await?
+            Running::find(server)?.ask(Method::GET, paths::ENCRYPTION, "see how the store is encrypted").await?
         }
         EncryptionAction::Rotate(server) => {
-            Running::find(server)?.ask(Method::POST, paths::ROTATE, "a new key").await?
+            Running::find(server)?.ask(Method::POST, paths::ROTATE, "change the key").await?
         }
     };
     let status: Value = serde_json::from_slice(&answer).context("read the server's answer")?;

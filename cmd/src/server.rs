@@ -39,8 +39,10 @@ pub async fn run(flags: flags::Server) -> Result<()> {
             passphrase: flags.snapshot_passphrase_file.as_deref().map(Passphrase::read).transpose()?,
         }),
     };
-    if let Some(ServerAction::Recover { data, force }) = flags.action {
-        return recover(&data.data_dir, force);
+    match flags.action {
+        Some(ServerAction::Recover { data, force: true }) => return recover(&data.data_dir),
+        Some(ServerAction::Recover { data, force: false }) => return Err(warn_of_recovery(&data.data_dir)),
+        None => {}
     }
     // One listener throughout: a signal between two would be lost.
     let mut asked = pin!(stop::asked());
@@ -85,16 +87,29 @@ async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()
     ended.and_then(|ended| stopped.map(|()| ended))
 }
 
-/// Makes a cluster of one of what this server has.
-fn recover(data_dir: &Path, force: bool) -> Result<()> {
-    let dir = store_dir(data_dir);
-    ensure!(
-        force,
+/// What whoever recovers a server has to know before.
+fn warn_of_recovery(data_dir: &Path) -> anyhow::Error {
+    anyhow::anyhow!(
         "this makes a cluster of one of the store in {}: what the other servers acknowledged without this one is lost. If a \
          majority of them can still be brought back, bring them back instead. To go on all the same, add --force",
-        dir.display()
+        store_dir(data_dir).display()
+    )
+}
+
+/// Makes a cluster of one of what this server has.
+fn recover(data_dir: &Path) -> Result<()> {
+    let dir = store_dir(data_dir);
+    ensure!(
+        store::is_there(&dir),
+        "there is no server in {}: name the directory of one by --data-dir",
+        data_dir.display()
     );
-    let recovered = store::recover(&store::Config::new(dir)).context("recover the store")?;
+    let recovered = store::recover(&store::Config::new(dir)).map_err(|error| match error {
+        store::Error::InUse { .. } => {
+            anyhow::anyhow!("the server in {} runs: stop it, recover it, and start it again", data_dir.display())
+        }
+        error => anyhow::Error::new(error).context("recover the store"),
+    })?;
     println!("recovered {} keys as of revision {}", recovered.keys, recovered.revision);
     if recovered.unconfirmed > 0 {
         println!("{} of the changes were not known to be confirmed; they are kept", recovered.unconfirmed);

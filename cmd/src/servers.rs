@@ -10,8 +10,8 @@ use serde_json::Value;
 use crate::{ask::Running, flags::RunningServer, join};
 
 async fn ask(server: RunningServer) -> Result<Value> {
-    let answer = Running::find(server)?.ask(Method::GET, paths::STATUS, "its status").await?;
-    serde_json::from_slice(&answer).context("read the server's status")
+    let answer = Running::find(server)?.ask(Method::GET, paths::STATUS, "see the servers").await?;
+    serde_json::from_slice(&answer).context("cannot see the servers")
 }
 
 /// Prints everything there is to know.
@@ -29,7 +29,7 @@ pub async fn status(server: RunningServer) -> Result<()> {
 
 pub async fn remove(server: RunningServer, which: String) -> Result<()> {
     let server = Running::find(server)?;
-    server.ask(Method::DELETE, &paths::server(&which), &format!("the removal of {which}")).await?;
+    server.ask(Method::DELETE, &paths::server(&which), &format!("remove {which}")).await?;
     println!("{which} is no server of the cluster any more");
     Ok(())
 }

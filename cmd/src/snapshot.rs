@@ -37,7 +37,7 @@ pub async fn run(action: SnapshotAction) -> Result<()> {
             ensure!(!file.exists(), "{} exists already: choose another name", file.display());
             let passphrase = passphrase(&secret)?;
             let server = Running::find(server)?;
-            let archive = server.ask(Method::GET, paths::SNAPSHOT, "a snapshot").await?;
+            let archive = server.ask(Method::GET, paths::SNAPSHOT, "take a snapshot").await?;
             let (contents, bytes) = save(&file, &archive, passphrase.as_ref())?;
             println!("{}: {}", file.display(), describe(contents, bytes));
         }

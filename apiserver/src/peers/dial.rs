@@ -124,6 +124,10 @@ where
 pub async fn post(app: &App, url: &str, (method, path): (Method, &str), body: Bytes) -> Result<Bytes, Status> {
     let fail = |error: io::Error| Status::service_unavailable(format!("the server at {url}: {error}")).retry_after(1);
     let connection = connect(app, url).await.map_err(fail)?;
+    // From here on it may do what it was asked, whatever becomes of its answer.
+    let fail = |error: io::Error| {
+        Status::new(Reason::Timeout, format!("the server at {url}: {error}; it may have done it all the same"))
+    };
     let late = |_| fail(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
     let answer = timeout(ANSWER_TIMEOUT, connection.send(app, (method, path), Full::new(body)));
     let answer = answer.await.map_err(late)?.map_err(fail)?;
@@ -144,6 +148,7 @@ fn refusal(code: StatusCode, body: &[u8]) -> Status {
         StatusCode::NOT_FOUND => Status::new(Reason::NotFound, message),
         StatusCode::CONFLICT => Status::new(Reason::Conflict, message),
         StatusCode::SERVICE_UNAVAILABLE => Status::service_unavailable(message).retry_after(1),
+        StatusCode::GATEWAY_TIMEOUT => Status::new(Reason::Timeout, message),
         _ => Status::internal(message),
     }
 }
