@@ -160,6 +160,9 @@ pub struct ControlPlane {
     pub store: store::Store,
     /// None of them has a way to end; each says who it was.
     loops: JoinSet<&'static str>,
+    /// The etcd API, which ends when it is told to.
+    etcd: JoinSet<&'static str>,
+    stopping: watch::Sender<bool>,
 }
 
 impl ControlPlane {
@@ -230,25 +233,30 @@ impl ControlPlane {
                 "the schedule of snapshots"
             });
         }
+        let (mut serving, stopping) = (JoinSet::new(), watch::Sender::new(false));
         if let Some((listener, listen)) = etcd {
             let (served, tls) = ((store.clone(), server.etcd_cluster()), server.etcd_tls());
             let tls = move || matches!(listen, EtcdListen::Tls(_)).then(&tls);
-            loops.spawn(async move {
-                store::etcd::serve(served, listener, tls, std::future::pending()).await;
+            let mut stopping = stopping.subscribe();
+            serving.spawn(async move {
+                let asked = async { drop(stopping.wait_for(|stopping| *stopping).await) };
+                store::etcd::serve(served, listener, tls, asked).await;
                 "the etcd API"
             });
         }
-        Ok(ControlPlane { server, store, loops })
+        Ok(ControlPlane { server, store, loops, etcd: serving, stopping })
     }
 
     /// Waits for an end that nobody asked for: without any one of its parts the cluster would only seem to work.
     pub async fn broken(&mut self) -> anyhow::Error {
-        tokio::select! {
-            reason = self.store.ended() => anyhow::Error::new(reason).context("the store ended"),
-            Some(ended) = self.loops.join_next() => match ended {
-                Ok(who) => anyhow::anyhow!("{who} ended: start the server again"),
-                Err(panic) => anyhow::Error::new(panic).context("a part of the server broke off: start it again"),
-            },
+        let ended = tokio::select! {
+            reason = self.store.ended() => return anyhow::Error::new(reason).context("the store ended"),
+            Some(ended) = self.loops.join_next() => ended,
+            Some(ended) = self.etcd.join_next() => ended,
+        };
+        match ended {
+            Ok(who) => anyhow::anyhow!("{who} ended: start the server again"),
+            Err(panic) => anyhow::Error::new(panic).context("a part of the server broke off: start it again"),
         }
     }
 
@@ -266,7 +274,8 @@ impl ControlPlane {
         self.loops.shutdown().await;
         // While requests under way still have somebody to carry them out.
         self.store.step_down().await;
-        self.server.shutdown().await;
+        self.stopping.send_replace(true);
+        tokio::join!(self.server.shutdown(), self.etcd.join_all());
         self.store.shutdown().await.context("close the store")
     }
 }
@@ -332,5 +341,70 @@ async fn lead(
         }
         tracing::info!("another server leads: the scheduler and the controllers rest here");
         working.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// What a client of HTTP/2 says first, and an empty frame of settings.
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The type of the next frame; none at the end.
+    async fn frame(client: &mut TcpStream) -> Option<u8> {
+        let mut head = [0; 9];
+        timeout(PATIENCE, client.read_exact(&mut head)).await.expect("a frame in time").ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        timeout(PATIENCE, client.read_exact(&mut vec![0; length as usize])).await.expect("all of it").ok()?;
+        Some(head[3])
+    }
+
+    #[tokio::test]
+    async fn a_stop_lets_clients_of_the_etcd_api_know() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a directory");
+        let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        let config = Config {
+            data_dir: dir.path().to_owned(),
+            bind: nowhere,
+            advertise_address: None,
+            join: Vec::new(),
+            token: None,
+            etcd: Some(EtcdListen::Plain(nowhere)),
+            quota_bytes: store::QUOTA_BYTES,
+            tls_sans: Vec::new(),
+            networks: flags::Networks {
+                cluster_cidr: "10.244.0.0/16".to_owned(),
+                service_cidr: "10.96.0.0/16".to_owned(),
+                cluster_dns: Ipv4Addr::new(10, 96, 0, 10).into(),
+            },
+            encrypt: Vec::new(),
+            snapshots: None,
+        };
+        let control_plane = ControlPlane::start(config).await.expect("a control plane");
+        let members = control_plane.store.snapshot().members();
+        let url = &members.values().next().expect("itself").client_urls[0];
+        let mut client = TcpStream::connect(url.trim_start_matches("http://")).await.expect("connected");
+        client.write_all(HELLO).await.expect("sent");
+        assert_eq!(frame(&mut client).await, Some(SETTINGS));
+        let stopping = tokio::spawn(control_plane.stop());
+        let mut seen = Vec::new();
+        while let Some(kind) = frame(&mut client).await {
+            seen.push(kind);
+        }
+        assert!(seen.contains(&GOAWAY), "{seen:?}");
+        stopping.await.expect("no panic").expect("stopped");
     }
 }
