@@ -59,6 +59,8 @@ pub struct Peers {
     links: Mutex<HashMap<u64, Link>>,
     /// Where servers said that they are when they connected.
     heard: watch::Sender<BTreeMap<u64, String>>,
+    /// Who has been removed from the group, and is listened to no longer.
+    removed: watch::Sender<BTreeSet<u64>>,
     /// One snapshot is received at a time: each is in memory as a whole.
     receiving: tokio::sync::Mutex<()>,
 }
@@ -136,6 +138,8 @@ pub async fn run(app: Arc<App>) {
         };
         let known = snapshot.members();
         drop(snapshot);
+        let removed: BTreeSet<u64> = known.iter().filter(|(_, info)| info.removed).map(|(&id, _)| id).collect();
+        app.peers.removed.send_if_modified(|told| std::mem::replace(told, removed.clone()) != removed);
         link(&app, &app.peers.addresses(&known), &known);
         tokio::select! {
             _ = group.changed() => {}

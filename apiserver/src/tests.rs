@@ -14,6 +14,7 @@ use super::*;
 
 mod encryption;
 mod network;
+mod servers;
 
 /// Nothing here takes longer than a moment; what does is broken.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -70,7 +70,7 @@ fn superseded() -> Response<Body> {
     response
 }
 
-/// Takes in messages until the sender has no more, or this server stops.
+/// Takes in messages until the sender has no more or is removed, or this server stops.
 pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>, Status> {
     let Sender::Member(id) = sender(app, request.headers())? else { return Ok(superseded()) };
     tracing::debug!(member = format!("{id:016x}"), "another server is connected");
@@ -81,11 +81,14 @@ pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>
         let _ = stop.wait_for(|stopping| *stopping).await;
         tokio::time::sleep(GRACE).await;
     };
-    tokio::pin!(stopped);
+    let mut removed = app.peers.removed.subscribe();
+    let removed = async { drop(removed.wait_for(|removed| removed.contains(&id)).await) };
+    tokio::pin!(stopped, removed);
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
             () = &mut stopped => break,
+            () = &mut removed => return Err(Status::gone(REMOVED)),
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Status::bad_request(format!("the messages broke off: {error}")))?;
