@@ -82,7 +82,7 @@ pub struct Status {
     /// 0 while there is none.
     pub leader_id: u64,
     pub history_bytes: usize,
-    /// What keys and values take, and may take.
+    /// What keys, values and leases take, and may take.
     pub bytes: u64,
     pub quota_bytes: u64,
     pub log_bytes: u64,
@@ -199,14 +199,14 @@ impl Store {
     /// Carries out a transaction; returns once it is durable and applied.
     pub async fn txn(&self, txn: Txn) -> Result<TxnResult, Error> {
         check(&txn)?;
-        self.check_quota(&txn).await?;
+        self.check_quota(|| quota::adds(&txn)).await?;
         match self.propose("transaction", Command::Txn(txn)).await? {
             Answer::Txn(result) => Ok(result),
             Answer::Lease { .. } | Answer::Done => unreachable!("a transaction is answered by its result"),
         }
     }
 
-    async fn check_quota(&self, txn: &Txn) -> Result<(), Error> {
+    async fn check_quota(&self, adds: impl FnOnce() -> usize) -> Result<(), Error> {
         let gauges = &self.shared.gauges;
         let (bytes, alarmed) = (gauges.bytes() as usize, gauges.is_alarmed());
         let fill = Fill { bytes, quota: self.quota, alarmed };
@@ -214,7 +214,7 @@ impl Store {
         if !alarmed && bytes + MAX_TXN_BYTES <= self.quota {
             return Ok(());
         }
-        match quota::decide(fill, quota::adds(txn)) {
+        match quota::decide(fill, adds()) {
             Verdict::Proceed => Ok(()),
             Verdict::Refuse => Err(quota::no_space(fill)),
             Verdict::Raise => {
@@ -264,6 +264,7 @@ impl Store {
     }
 
     async fn grant(&self, id: Option<LeaseId>, ttl: Duration) -> Result<LeaseId, Error> {
+        self.check_quota(|| quota::LEASE_BYTES).await?;
         match self.propose("lease grant", Command::LeaseGrant { id, ttl }).await? {
             Answer::Lease { id, .. } => Ok(id),
             Answer::Txn(_) | Answer::Done => unreachable!("a grant is answered by its lease"),
