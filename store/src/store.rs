@@ -331,10 +331,8 @@ impl Store {
         self.inbox.0.push(Input::Stop(Some(done)));
         // A store that has stopped already lets the question drop, which is an answer too.
         let _ = stopped.await;
-        match self.shared.check_open() {
-            Err(fatal @ Error::Fatal { .. }) => Err(fatal),
-            _ => Ok(()),
-        }
+        // That it is closed is what was asked for.
+        self.shared.check_open().or_else(|error| if matches!(error, Error::Fatal { .. }) { Err(error) } else { Ok(()) })
     }
 
     /// Resolves when the store has ended, with the reason: `Closed` after a shutdown, `Fatal` where this process must

@@ -103,8 +103,6 @@ async fn promote(app: &App, id: u64) -> Result<u64, ClusterError> {
 }
 
 fn failure(status: Status) -> ClusterError {
-    match status.reason {
-        Reason::ServiceUnavailable | Reason::Timeout => ClusterError::Unavailable,
-        _ => ClusterError::Other(status.message),
-    }
+    let passing = matches!(status.reason, Reason::ServiceUnavailable | Reason::Timeout);
+    if passing { ClusterError::Unavailable } else { ClusterError::Other(status.message) }
 }

@@ -141,7 +141,7 @@ pub fn start(parts: Parts) -> Result<Started, Error> {
 
 /// Makes a member of what lies on its disk.
 pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
-    let (image, origin, checkpoint, fresh) = load(&parts)?;
+    let Loaded { image, origin, checkpoint } = load(&parts)?;
     let position = image.base.position;
     let at = Start { position, origin };
     let (log, Recovered { hard_state, entries, torn }) = Log::open(parts.log_place(), at)?;
@@ -166,7 +166,7 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     };
     let (keeper, handle) =
         Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
-    if fresh {
+    if origin != Origin::Checkpoint {
         handle.push(keeper::Job::Replace(image));
     }
     let (opened, ready) = oneshot::channel();
@@ -185,8 +185,15 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     Ok(Member { driver, writer, keeper, started: Started { shared, inbox, ready } })
 }
 
-/// The newest state that can be rebuilt, where it comes from, and whether the checkpoint has to be written anew.
-fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Error> {
+/// The newest state that can be rebuilt.
+struct Loaded {
+    image: Image,
+    origin: Origin,
+    /// To be written anew, where the state does not come from it.
+    checkpoint: Option<Checkpoint>,
+}
+
+fn load(parts: &Parts) -> Result<Loaded, Error> {
     let snapshot = image::load(&*parts.disk, &parts.snapshot_dir);
     let mut checkpoint = None;
     let path = parts.checkpoint.as_deref().filter(|path| path.exists());
@@ -203,7 +210,7 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
             if let Err(error) = &snapshot {
                 tracing::warn!(%error, "the snapshot is damaged; the checkpoint has it all and newer");
             }
-            Ok((image, Origin::Checkpoint, Some(checkpoint), false))
+            Ok(Loaded { image, origin: Origin::Checkpoint, checkpoint: Some(checkpoint) })
         }
         older => {
             let image = match snapshot? {
@@ -213,7 +220,7 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
             // A checkpoint is only made behind a log: one without the other is a loss, not a beginning.
             let founding = image.base.position <= FOUNDING && path.is_none();
             let origin = if founding { Origin::Founding } else { Origin::Snapshot };
-            Ok((image, origin, older.map(|(checkpoint, _)| checkpoint), true))
+            Ok(Loaded { image, origin, checkpoint: older.map(|(checkpoint, _)| checkpoint) })
         }
     }
 }
@@ -237,7 +244,7 @@ pub fn read_all(config: &Config, member_id: u64) -> Result<Survivor, Error> {
         checkpoint: Some(config.dir.join("checkpoint")),
         ..Parts::on_disk(member_id, Limits::NONE, Arc::new(RealDisk))
     };
-    let (image, origin, _checkpoint, _) = load(&parts)?;
+    let Loaded { image, origin, checkpoint: _checkpoint } = load(&parts)?;
     let at = Start { position: image.base.position, origin };
     let (_, Recovered { hard_state, entries, .. }) = Log::open(parts.log_place(), at)?;
     let unconfirmed = entries.iter().filter(|entry| entry.index > hard_state.commit && !entry.data.is_empty()).count();

@@ -65,7 +65,7 @@ impl Driver {
         }
         self.trim(&mut state);
         let forgotten = state.oldest_event() - 1;
-        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
+        self.shared.gauges.fill(&state);
         drop(state);
         self.applied = last;
         let sleepers = self.shared.hub.dispatch(&batches);
@@ -111,7 +111,11 @@ impl Driver {
                 self.leases.set(*id, now.saturating_add(*ttl_ms));
             }
             (Command::LeaseRevoke { id }, _) => self.leases.remove(*id),
-            _ => {}
+            (
+                Command::LeaseGrant { .. } | Command::LeaseKeepAlive { .. },
+                Ok(Answer::Txn(_) | Answer::Done) | Err(_),
+            )
+            | (Command::Txn(_) | Command::Compact { .. }, _) => {}
         }
     }
 
