@@ -4,7 +4,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -164,7 +164,7 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
         inbox: inbox.clone(),
         shared: shared.clone(),
     };
-    let (keeper, handle) =
+    let (keeper, mut handle) =
         Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
     if origin != Origin::Checkpoint {
         handle.push(keeper::Job::Replace(image));
@@ -309,22 +309,50 @@ fn lock(path: &Path) -> Result<fs::File, Error> {
     }
 }
 
+/// A thread that one can stop waiting for.
+pub struct Thread(mpsc::Receiver<()>);
+
+impl Thread {
+    /// Whether it has ended, or ends within this time.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        self.0.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
+    }
+}
+
 /// A thread whose panic ends the store, rather than leaving the others to wait for it for ever.
 pub fn spawn(
     name: &'static str,
     inbox: &Arc<Queue<Input>>,
     work: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, Error> {
+) -> Result<Thread, Error> {
     let inbox = inbox.clone();
+    let (alive, ended) = mpsc::channel();
     let watched = move || {
+        // Goes with the thread, which never says anything.
+        let _alive: mpsc::Sender<()> = alive;
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
             inbox.push(Input::Failed(Error::Fatal { reason: format!("thread {name} panicked") }));
         }
     };
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(watched);
-    spawned.map_err(|error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") })
+    let failed = |error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") };
+    spawned.map(|_| Thread(ended)).map_err(failed)
 }
 
 pub fn stopped(error: &dyn std::fmt::Display) -> Error {
     Error::Fatal { reason: format!("raft: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_thread() {
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        let thread = spawn("test", &Arc::default(), move || assert!(goes_on.recv().is_err())).expect("it starts");
+        assert!(!thread.ends_within(Duration::ZERO));
+        drop(go_on);
+        assert!(thread.ends_within(Duration::from_secs(60)));
+    }
 }

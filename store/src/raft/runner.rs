@@ -4,17 +4,19 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
     Input, Queue,
     driver::{Driver, Now, Turn},
-    recover,
+    recover::{self, Thread},
     writer::Writer,
 };
 use crate::{Error, store::unix_millis};
+
+/// How long each of the other threads may take to bring its last work to the disk.
+const LAST_WORK: Duration = Duration::from_secs(10);
 
 pub struct Runner {
     pub driver: Driver,
@@ -23,7 +25,7 @@ pub struct Runner {
     /// need not be handed to another thread and back.
     pub writer: Option<Writer>,
     /// Those that the driver hands its work to; they end after it.
-    pub threads: Vec<JoinHandle<()>>,
+    pub threads: Vec<Thread>,
     pub lock: Option<fs::File>,
 }
 
@@ -44,8 +46,13 @@ impl Runner {
         self.write();
         // After a failure nobody knows how long the others may hang in it, and nothing of theirs is needed any more.
         if matches!(error, Error::Closed) {
-            for thread in self.threads.drain(..) {
-                let _ = thread.join();
+            let ended = self.threads.drain(..).all(|thread| thread.ends_within(LAST_WORK));
+            if !ended {
+                tracing::warn!(
+                    "the disk does not take the store's last work: it is left, as everything acknowledged is safe"
+                );
+                // Nobody else may write there while it may still come: the lock goes with the process.
+                std::mem::forget(self.lock.take());
             }
         }
         drop(self.lock.take());

@@ -137,9 +137,10 @@ impl Driver {
         if !self.keeper.has_room() && !state.over(&double, self.at) {
             return;
         }
-        let forgotten = state.trim(&self.limits, self.at);
-        if !forgotten.is_empty() {
-            self.keeper.push(keeper::Job::Advance(forgotten));
+        let before = state.history_bytes();
+        let changes = state.trim(&self.limits, self.at);
+        if !changes.is_empty() {
+            self.keeper.push(keeper::Job::Advance { changes, bytes: before - state.history_bytes() });
         }
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
         if !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes) {
