@@ -249,7 +249,8 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     };
     let meant: Vec<u64> = known.iter().filter(|(id, info)| is_meant(**id, info)).map(|(id, _)| *id).collect();
     let [id] = meant[..] else {
-        let names: Vec<&str> = known.values().filter(|info| !info.removed).map(|info| info.name.as_str()).collect();
+        let there = known.values().filter(|info| !info.removed);
+        let names: Vec<String> = there.map(|info| format!("{} at {}", info.name, info.peer_urls.join(", "))).collect();
         let what = if meant.is_empty() { "is no server of this cluster" } else { "is the name of several servers" };
         let message = format!("{which:?} {what}; its servers are {}", names.join(", "));
         return Err(Status::new(Reason::NotFound, message));

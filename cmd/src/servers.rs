@@ -63,13 +63,10 @@ fn remarks(status: &Value, data_dir: &Path) -> String {
     }
     let voters = members(status).filter(|member| member["voter"] == true).count();
     if voters > 0 && voters % 2 == 0 {
-        let none = if voters == 2 { "none".to_owned() } else { (voters / 2 - 1).to_string() };
-        lines.push(format!(
-            "{voters} voters: {none} may fail, as of {}; of {} it is {}",
-            voters - 1,
-            voters + 1,
-            voters / 2
-        ));
+        let few = if voters == 2 { "none".to_owned() } else { (voters / 2 - 1).to_string() };
+        let (fewer, may) = (voters - 1, voters / 2);
+        lines
+            .push(format!("{voters} voters: {few} may fail, no more than of {fewer}; with a further server {may} may"));
     }
     let leader = members(status).find(|member| member["id"] == status["leader"]);
     if let Some(url) = leader.and_then(|leader| leader["url"].as_str()) {
@@ -141,7 +138,12 @@ mod tests {
         let one = member(1, true, true.into());
         assert_eq!(shown("1", json!([one])), more);
         let two = shown("1", json!([one, member(2, true, false.into())]));
-        for part in ["s2 is not heard of", "https://h2:1", "2 voters: none may fail, as of 1; of 3 it is 1\n", more] {
+        for part in [
+            "s2 is not heard of",
+            "https://h2:1",
+            "2 voters: none may fail, no more than of 1; with a further server 1 may\n",
+            more,
+        ] {
             assert!(two.contains(part), "{part}: {two}");
         }
         let unknown = shown("1", json!([member(1, true, Value::Null), member(2, false, Value::Null)]));
@@ -150,7 +152,9 @@ mod tests {
             "{unknown}"
         );
         let four: Vec<Value> = (1..5).map(|id| member(id, true, true.into())).collect();
-        assert!(shown("1", json!(four)).contains("4 voters: 1 may fail, as of 3; of 5 it is 2\n"));
+        assert!(
+            shown("1", json!(four)).contains("4 voters: 1 may fail, no more than of 3; with a further server 2 may\n")
+        );
         assert!(shown("00", json!([one])).starts_with("no server leads"));
     }
 }
