@@ -14,7 +14,9 @@ use api::{
 use serde_json::{Value, json};
 
 use crate::{
-    App, Error, admit, body, keys, members,
+    App, Error, admit, body,
+    clock::Reminder,
+    keys, members,
     objects::Spot,
     options::{DryRun, FieldValidation},
 };
@@ -31,9 +33,12 @@ pub struct Advertised {
     pub port: u16,
 }
 
+/// How often a server says what it waits for.
+const REMIND: Duration = Duration::from_secs(60);
+
 /// The first run, once the store serves: a server whose fellows are not there yet waits for them.
 pub async fn begin(app: &App, advertised: Advertised) -> Result<(), Error> {
-    let mut waiting = Wait::Unsaid;
+    let mut reminder = Reminder::default();
     loop {
         let ended = |what: store::Error| Error::Bootstrap { object: "store".into(), what: what.to_string() };
         let tried = match app.store.read_barrier().await {
@@ -44,9 +49,17 @@ pub async fn begin(app: &App, advertised: Advertised) -> Result<(), Error> {
         match tried {
             // A lone server has nobody to wait for.
             Err(Error::Bootstrap { what, .. }) if app.store.raw().group().borrow().ids().count() != 1 => {
-                if waiting == Wait::Unsaid {
-                    tracing::warn!(what, "waiting for a majority of the cluster's servers");
-                    waiting = Wait::Said;
+                let trouble = if is_found(app) { None } else { members::tell_where(app).await? };
+                if reminder.is_due(REMIND) {
+                    match (is_found(app), trouble) {
+                        (true, _) => tracing::warn!(what, "waiting for a majority of the cluster's servers"),
+                        (false, trouble) => tracing::warn!(
+                            trouble,
+                            "no other server has found this one, which they look for at {}: if they cannot reach it there, start \
+                             it again with --join, and with the right --advertise-address and --bind",
+                            app.url()
+                        ),
+                    }
                 }
                 tokio::time::sleep(RETRY).await;
             }
@@ -62,10 +75,9 @@ async fn attempt(app: &App, advertised: Advertised) -> Result<(), Error> {
     run(app, advertised).await
 }
 
-#[derive(PartialEq)]
-enum Wait {
-    Unsaid,
-    Said,
+/// Whether any other server has ever got through to this one.
+fn is_found(app: &App) -> bool {
+    app.store.raw().group().borrow().leader_id != 0 || !app.store.raw().snapshot().members().is_empty()
 }
 
 pub async fn run(app: &App, advertised: Advertised) -> Result<(), Error> {

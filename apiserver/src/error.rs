@@ -37,6 +37,9 @@ pub enum Error {
     #[error("cannot create the bootstrap object {object}: {what}")]
     Bootstrap { object: String, what: String },
 
+    #[error("{server} says: {what}")]
+    Place { server: String, what: String },
+
     #[error("the cluster has been restored or recovered without this server: it can join {url} anew")]
     Superseded { url: String },
 }

@@ -12,7 +12,7 @@
 //! - [`present`] writes the answers
 //!
 //! Beside them: [`discovery`], [`join`] (how nodes come), [`members`] (how further servers come and go) over [`peers`] (the wire
-//! between servers), [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
+//! between servers), [`paths`] of all that, [`nodeproxy`] (logs and exec), [`snapshot`] (backups), [`bootstrap`].
 //!
 //! Invariants:
 //! - Every write is a transaction that compares what was read, so several servers over one store are safe.
@@ -65,6 +65,7 @@ mod negotiate;
 mod nodeproxy;
 mod objects;
 mod options;
+pub mod paths;
 mod peers;
 mod pipeline;
 mod pki;
@@ -80,7 +81,7 @@ mod tests;
 
 pub use authenticate::Identity;
 pub use error::Error;
-pub use members::{Admission, Application, SERVERS_PATH, admit};
+pub use members::{Admission, Application, admit};
 pub use peers::Peers;
 pub use pki::{create_dir as create_private_dir, write_private};
 pub use snapshot::{Snapshot, Snapshots, Taken};
@@ -112,6 +113,8 @@ pub struct Config {
     pub cluster_dns: IpAddr,
     /// The wire that the store was opened over.
     pub peers: Arc<Peers>,
+    /// The servers that this one has joined, as `https://HOST:PORT`: they are told where it is while no other one has found it.
+    pub join: Vec<String>,
     /// Where the etcd API is served, for those who ask for the group's members.
     pub etcd_urls: Vec<String>,
     /// Resources whose objects are encrypted in the store, such as `secrets` or `deployments.apps`.
@@ -136,6 +139,7 @@ struct App {
     name: String,
     etcd_urls: Vec<String>,
     peers: Arc<Peers>,
+    join: Vec<String>,
     /// Where a later life of the cluster is, which this server does not belong to.
     superseded: watch::Sender<Option<String>>,
     /// Members are changed one at a time.
@@ -221,6 +225,7 @@ impl Server {
             name: hostname().unwrap_or_else(|| advertised.address.to_string()),
             etcd_urls: config.etcd_urls.clone(),
             peers: config.peers.clone(),
+            join: config.join.clone(),
             superseded: watch::Sender::new(None),
             changing: tokio::sync::Mutex::default(),
             in_flight: pipeline::InFlight::default(),

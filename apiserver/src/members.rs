@@ -4,33 +4,44 @@
 //! Invariant: a member's number is never used twice, and one that has been removed never comes back.
 //! Invariant: at one address there is one member at most.
 
-use std::{collections::BTreeMap, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use api::status::{Reason, Status};
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use store::{Compare, Group, MEMBERS, MemberChange, MemberInfo, Op, Operand, Relation, Txn, member_key, prefix_end};
 use tokio::time::Instant;
 
 use crate::{
-    App, Config, advertise_address,
+    App, Config, Error, advertise_address,
     authenticate::{Identity, MASTERS, bearer},
     body, clock, entropy, hostname,
     join::same_secret,
     negotiate::Form,
     objects::store_failure,
-    peers, pki, present,
+    paths, peers, pki, present,
 };
 
 pub mod etcd;
 
-pub const SERVERS_PATH: &str = "/minik8s/v1/servers";
+/// What a server is told that has been removed.
+pub const REMOVED: &str =
+    "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token";
 
 /// How long a change of members is tried: an election may lie in between.
 const CHANGE_WAIT: Duration = Duration::from_secs(20);
+/// How long the one that leads may take to say whom it hears of: less than whoever looks at the status waits.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
 /// Between two attempts, and two looks at whether a learner has caught up.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What is written of members changes a few times in their lives: whoever finds it changed this often in a row is not unlucky.
@@ -108,9 +119,8 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
         return Err(Status::new(Reason::Unauthorized, why));
     }
     let bytes = body::read(request.into_body()).await?;
-    let application: Application = serde_json::from_slice(&bytes)
-        .map_err(|e| Status::bad_request(format!("the request to join cannot be read: {e}")))?;
-    if let Some(answer) = pass_on(app, (Method::POST, SERVERS_PATH), bytes).await? {
+    let application = read(&bytes)?;
+    if let Some(answer) = pass_on(app, (Method::POST, paths::SERVERS), bytes).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     same_networks(app, &application)?;
@@ -119,6 +129,85 @@ pub async fn join(app: &App, identity: &Identity, request: Request<Body>) -> Res
     let id = admit_at(app, application).await?;
     let admission = Admission { member: format!("{id:016x}"), files };
     Ok(present::value(StatusCode::OK, Form::JSON, &json!(admission)))
+}
+
+/// Notes where a server is that nobody has reached yet, by its number.
+pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
+    let bytes = body::read(request.into_body()).await?;
+    let path = paths::server(which);
+    if let Some(answer) = pass_on(app, (Method::PUT, &path), bytes.clone()).await? {
+        return Ok(present::bytes(StatusCode::OK, "application/json", answer));
+    }
+    let Application { name, url, .. } = read(&bytes)?;
+    let id = number(which)?;
+    let _one = app.changing.lock().await;
+    look_anew(app).await?;
+    check_place(app, &url)?;
+    let mut known = app.store.raw().snapshot().members();
+    let info = known.remove(&id).filter(|info| !info.removed).ok_or_else(|| Status::gone(REMOVED))?;
+    if let Some(other) = known.values().find(|other| is_at(other, &url)) {
+        return Err(Status::bad_request(format!("{url} is the address of another server, {:?}", other.name)));
+    }
+    let placed = MemberInfo { name, peer_urls: vec![url], ..info.clone() };
+    if placed != info {
+        write(app, id, &placed).await?;
+    }
+    Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
+}
+
+/// Tells the servers that this one has joined where it is now; answers what is in the way of that.
+pub async fn tell_where(app: &App) -> Result<Option<String>, Error> {
+    let application = Application { name: app.name.clone(), url: app.url(), ..Application::of_cluster(app) };
+    let body = Bytes::from(serde_json::to_vec(&application).unwrap_or_default());
+    let path = paths::server(&format!("{:016x}", app.store.raw().status().member_id));
+    let mut trouble = None;
+    for server in &app.join {
+        match peers::post(app, server, (Method::PUT, &path), body.clone()).await {
+            Ok(_) => return Ok(None),
+            Err(status) if matches!(status.reason, Reason::Gone | Reason::BadRequest) => {
+                return Err(Error::Place { server: server.clone(), what: status.message });
+            }
+            Err(status) => trouble = Some(status.message),
+        }
+    }
+    Ok(trouble)
+}
+
+fn read(application: &[u8]) -> Result<Application, Status> {
+    serde_json::from_slice(application)
+        .map_err(|e| Status::bad_request(format!("what a server says of itself cannot be read: {e}")))
+}
+
+fn number(which: &str) -> Result<u64, Status> {
+    u64::from_str_radix(which, 16).map_err(|_| Status::bad_request(format!("{which:?} is no number")))
+}
+
+/// Whether a server is written down to be there.
+fn is_at(info: &MemberInfo, url: &str) -> bool {
+    !info.removed && info.peer_urls.iter().any(|known| known == url)
+}
+
+/// Refuses an address at which the others cannot reach a server, as far as that shows here.
+fn check_place(app: &App, url: &str) -> Result<(), Status> {
+    if host(url).is_none() {
+        return Err(Status::bad_request(format!("{url:?} is not of the form https://HOST:PORT")));
+    }
+    let (ours, own) = (app.url(), |url: &str| host(url).is_some_and(is_own));
+    match (own(url), own(&ours)) {
+        (true, false) => Err(Status::bad_request(format!(
+            "at {url} only the new server itself finds it: give it an address that the others reach by --advertise-address"
+        ))),
+        (false, true) => Err(Status::bad_request(format!(
+            "this cluster's server is at {ours}, where only it itself finds it: start it again with an --advertise-address that \
+             the others reach"
+        ))),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+/// Whether everybody finds himself there.
+fn is_own(host: &str) -> bool {
+    host.parse().is_ok_and(|address: IpAddr| address.is_loopback() || address.is_unspecified())
 }
 
 fn same_networks(app: &App, application: &Application) -> Result<(), Status> {
@@ -150,11 +239,11 @@ pub async fn remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
 }
 
 async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
-    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    let path = paths::server(which);
     if let Some(answer) = pass_on(app, (Method::DELETE, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let known = app.store.raw().snapshot().members();
     let is_meant = |id: u64, info: &MemberInfo| {
         let host = info.peer_urls.iter().any(|url| url == which || host(url) == Some(which));
@@ -162,7 +251,8 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
     };
     let meant: Vec<u64> = known.iter().filter(|(id, info)| is_meant(**id, info)).map(|(id, _)| *id).collect();
     let [id] = meant[..] else {
-        let names: Vec<&str> = known.values().filter(|info| !info.removed).map(|info| info.name.as_str()).collect();
+        let there = known.values().filter(|info| !info.removed);
+        let names: Vec<String> = there.map(|info| format!("{} at {}", info.name, info.peer_urls.join(", "))).collect();
         let what = if meant.is_empty() { "is no server of this cluster" } else { "is the name of several servers" };
         let message = format!("{which:?} {what}; its servers are {}", names.join(", "));
         return Err(Status::new(Reason::NotFound, message));
@@ -174,11 +264,11 @@ async fn try_remove(app: &App, which: &str) -> Result<Response<Body>, Status> {
 
 /// Gives a server its vote, by its number.
 pub async fn promote(app: &App, which: &str) -> Result<Response<Body>, Status> {
-    let path = format!("{SERVERS_PATH}/{}", crate::query::encode(which));
+    let path = paths::server(which);
     if let Some(answer) = pass_on(app, (Method::POST, &path), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
-    let id = u64::from_str_radix(which, 16).map_err(|_| Status::bad_request(format!("{which:?} is no number")))?;
+    let id = number(which)?;
     promote_one(app, id).await?;
     Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
 }
@@ -192,8 +282,9 @@ fn host(url: &str) -> Option<&str> {
     Some(authority.rsplit_once(':')?.0.trim_matches(['[', ']']))
 }
 
-/// The cluster's servers, and how this one is.
-pub fn status(app: &App) -> Response<Body> {
+/// The cluster's servers, and how this one is. Whom the others hear of only the one that leads knows, which is asked.
+pub async fn status(app: &App, headers: &HeaderMap) -> Response<Body> {
+    let heard = heard(app, headers).await;
     let (status, group) = (app.store.raw().status(), app.store.raw().group().borrow().clone());
     let known = app.store.raw().snapshot().members();
     let addresses = app.peers.addresses(&known);
@@ -204,8 +295,7 @@ pub fn status(app: &App) -> Response<Body> {
             "name": info.map(|info| info.name.as_str()),
             "url": addresses.get(&id),
             "voter": group.voters.contains(&id),
-            // Only who leads hears of all the others.
-            "heard": group.leads().then(|| id == group.member_id || group.active.contains(&id)),
+            "heard": heard.as_ref().map(|heard| heard.contains(&format!("{id:016x}"))),
         })
     };
     present::value(
@@ -228,6 +318,29 @@ pub fn status(app: &App) -> Response<Body> {
     )
 }
 
+/// The numbers of those who are there; none where that is not known.
+async fn heard(app: &App, headers: &HeaderMap) -> Option<BTreeSet<String>> {
+    let group = app.store.raw().group().borrow().clone();
+    if group.leads() {
+        let there = group.active.iter().chain([&group.member_id]);
+        return Some(there.map(|id| format!("{id:016x}")).collect());
+    }
+    // Another server believes that this one leads: two that believe so of each other must not ask each other for ever.
+    if peers::is_of_server(headers) {
+        return None;
+    }
+    let asked = pass_on(app, (Method::GET, paths::STATUS), Bytes::new());
+    let answer = tokio::time::timeout(STATUS_WAIT, asked).await.ok()?.ok()??;
+    let status: Value = serde_json::from_slice(&answer).ok()?;
+    // Nor does it know, where it leads no longer.
+    let members: Vec<(&str, bool)> = status["members"]
+        .as_array()?
+        .iter()
+        .map(|member| Some((member["id"].as_str()?, member["heard"].as_bool()?)))
+        .collect::<Option<_>>()?;
+    Some(members.into_iter().filter(|(_, heard)| *heard).map(|(id, _)| id.to_owned()).collect())
+}
+
 /// Has the server that leads answer, where that is another one.
 pub async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<Option<Bytes>, Status> {
     let group = app.store.raw().group().borrow().clone();
@@ -240,25 +353,37 @@ pub async fn pass_on(app: &App, request: (Method, &str), body: Bytes) -> Result<
 }
 
 fn no_leader() -> Status {
-    Status::service_unavailable("no server leads the cluster at the moment").retry_after(1)
+    let why =
+        "no server leads the cluster at the moment, which takes a majority of those with a vote: nothing was done";
+    Status::service_unavailable(why).retry_after(1)
+}
+
+fn unknown() -> Status {
+    let why = "no majority of the servers has confirmed it, and it may still come to be: look at `minik8s status` once one is there";
+    Status::new(Reason::Timeout, why)
 }
 
 /// Makes a new member of whoever is at an address, in the place of whoever was there before.
 async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
     let _one = app.changing.lock().await;
     let Application { name, url, .. } = application;
-    if host(&url).is_none() {
-        return Err(Status::bad_request(format!("{url:?} is not of the form https://HOST:PORT")));
-    }
-    let here = |info: &MemberInfo| !info.removed && info.peer_urls.contains(&url);
+    check_place(app, &url)?;
     // Who has just begun to lead may not have applied yet what the one before has done.
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let known = app.store.raw().snapshot().members();
-    for (&before, _) in known.iter().filter(|(_, info)| here(info)) {
+    for (&before, info) in known.iter().filter(|(_, info)| is_at(info, &url)) {
         if before == app.store.raw().status().member_id {
             return Err(Status::bad_request(format!(
                 "{url} is the address of this very server: give the new one its own by --advertise-address or --bind"
             )));
+        }
+        // One that has just died and comes back without its disk counts as there for a moment.
+        if app.store.raw().group().borrow().active.contains(&before) {
+            return Err(Status::service_unavailable(format!(
+                "{url} is the address of the server {:?}, which is there: give the new one its own by --advertise-address or --bind",
+                info.name
+            ))
+            .retry_after(1));
         }
         tracing::info!(
             member = format!("{before:016x}"),
@@ -284,6 +409,15 @@ async fn take_out(app: &App, id: u64) -> Result<(), Status> {
     Ok(())
 }
 
+/// Sees to it that this server knows what any other one has done.
+async fn look_anew(app: &App) -> Result<(), Status> {
+    app.store.read_barrier().await.map_err(|error| match what_is_left(error) {
+        // A read changes nothing.
+        Ok(Left::Nothing | Left::Proposal) => no_leader(),
+        Err(status) => status,
+    })
+}
+
 async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
     let put = Op::Put { key: member_key(id), value: info.encode(), lease: None };
     app.store.raw().txn(Txn { then: vec![put], ..Txn::default() }).await.map(drop).map_err(store_failure)
@@ -293,20 +427,29 @@ async fn write(app: &App, id: u64, info: &MemberInfo) -> Result<(), Status> {
 async fn change(app: &App, change: MemberChange, done: impl Fn(&Group) -> bool) -> Result<(), Status> {
     let deadline: Instant = clock::instant() + CHANGE_WAIT;
     let mut group = app.store.raw().group();
+    let mut left = Left::Nothing;
     loop {
         let refused = match app.store.raw().change_members(change).await {
             // In force, but perhaps not told yet to those who look at the group next.
             Ok(()) => return group.wait_for(&done).await.map(drop).map_err(|_| no_leader()),
-            Err(error @ store::Error::InvalidChange { .. }) => Some(Status::bad_request(error.to_string())),
-            Err(error @ (store::Error::Fatal { .. } | store::Error::Closed)) => return Err(store_failure(error)),
-            // An earlier change is under way, another server leads, or nobody knows what came of it.
-            Err(_) => None,
+            Err(error) => match what_is_left(error) {
+                Ok(now) => {
+                    left = left.max(now);
+                    None
+                }
+                Err(status) => Some(status),
+            },
         };
         let now = group.borrow().clone();
         match refused {
             _ if done(&now) => return Ok(()),
             Some(status) => return Err(status),
-            None if !now.leads() || clock::instant() > deadline => return Err(no_leader()),
+            None if !now.leads() || clock::instant() > deadline => {
+                return Err(match left {
+                    Left::Nothing => no_leader(),
+                    Left::Proposal => unknown(),
+                });
+            }
             None => tokio::time::sleep(PAUSE).await,
         }
     }
@@ -338,6 +481,39 @@ pub async fn revise<E>(
         }
     }
     Err(Status::service_unavailable("what is written of servers changes all the time").retry_after(1))
+}
+
+/// What an attempt that came to nothing has left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Nothing,
+    /// It may come to be without anybody waiting for it any more.
+    Proposal,
+}
+
+/// Whether a change of members may be tried again, after what.
+fn what_is_left(error: store::Error) -> Result<Left, Status> {
+    use store::Error;
+    match error {
+        // An earlier change is under way, or another server leads.
+        Error::Unavailable => Ok(Left::Nothing),
+        Error::Timeout { .. } | Error::LeaderChanged { .. } => Ok(Left::Proposal),
+        Error::InvalidChange { reason } => Err(Status::bad_request(reason)),
+        Error::Compacted { .. }
+        | Error::Future { .. }
+        | Error::LeaseNotFound { .. }
+        | Error::LeaseExists { .. }
+        | Error::KeyNotFound
+        | Error::InvalidTxn { .. }
+        | Error::TooLarge { .. }
+        | Error::NoSpace { .. }
+        | Error::Closed
+        | Error::Fatal { .. }
+        | Error::Disk { .. }
+        | Error::Corrupt { .. }
+        | Error::Exists { .. }
+        | Error::InUse { .. } => Err(store_failure(error)),
+    }
 }
 
 /// Writes down where this server is, if that is not what is written.
@@ -388,7 +564,7 @@ pub async fn tend(app: Arc<App>) {
 /// A change that was cut off half-way may have left a member written down that is none.
 async fn tidy(app: &App) -> Result<(), Status> {
     let _one = app.changing.lock().await;
-    app.store.read_barrier().await.map_err(store_failure)?;
+    look_anew(app).await?;
     let group = app.store.raw().group().borrow().clone();
     // Since it was asked to: whoever leads now may be half-way through letting one in, which is written down before it belongs.
     if !group.leads() {
@@ -412,9 +588,7 @@ pub async fn notice_removal(app: Arc<App>) {
     if group.wait_for(|group| group.leader_id != 0 && !group.has(me)).await.is_ok() {
         // The others may need to hear from this one that it is gone.
         tokio::time::sleep(PAUSE * 20).await;
-        app.store
-            .raw()
-            .fail("this server has been removed from its cluster: to join again it needs an empty --data-dir".into());
+        app.store.raw().fail(REMOVED.to_owned());
     }
 }
 
@@ -453,6 +627,10 @@ mod tests {
         assert_eq!(host("https://10.0.0.1:6443"), Some("10.0.0.1"));
         assert_eq!(host("https://[fd00::1]:6443"), Some("fd00::1"));
         assert_eq!(host("10.0.0.1"), None);
+        for (host, own) in [("127.0.0.1", true), ("::1", true), ("0.0.0.0", true), ("10.0.0.1", false), ("a.b", false)]
+        {
+            assert_eq!(is_own(host), own, "{host}");
+        }
     }
 
     #[test]
@@ -467,5 +645,21 @@ mod tests {
         assert!(admit(dir.path(), &admission("b")).unwrap_err().contains("tls/ca.crt is of another cluster"));
         let foreign = Admission { member: "1".into(), files: [("../x".to_owned(), String::new())].into() };
         assert!(admit(dir.path(), &foreign).unwrap_err().contains("\"../x\""));
+    }
+
+    #[test]
+    fn what_a_failed_change_leaves() {
+        use store::Error;
+        let (operation, waited) = ("change", Duration::ZERO);
+        for (error, left) in [
+            (Error::Unavailable, Ok(Left::Nothing)),
+            (Error::Timeout { operation, waited }, Ok(Left::Proposal)),
+            (Error::LeaderChanged { operation }, Ok(Left::Proposal)),
+            (Error::InvalidChange { reason: "no".into() }, Err((Reason::BadRequest, "no".into()))),
+            (Error::Closed, Err((Reason::ServiceUnavailable, Error::Closed.to_string()))),
+        ] {
+            let shown = format!("{error:?}");
+            assert_eq!(what_is_left(error).map_err(|status| (status.reason, status.message)), left, "{shown}");
+        }
     }
 }

@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use store::{MEMBERS, MemberInfo, OutgoingSnapshot, Wire, prefix_end};
 use tokio::{
     sync::{mpsc, watch},
@@ -38,11 +38,15 @@ use crate::App;
 /// Who sends, and where it can be reached.
 const MEMBER: HeaderName = HeaderName::from_static("minik8s-member");
 const URL: HeaderName = HeaderName::from_static("minik8s-url");
+/// Whom it is for. Somebody else may be at that address.
+const TO: HeaderName = HeaderName::from_static("minik8s-to");
 /// Which life of the cluster the sender knows, if it knows any.
 const GENERATION: HeaderName = HeaderName::from_static("minik8s-generation");
 
-pub const MESSAGES_PATH: &str = "/minik8s/v1/raft";
-pub const SNAPSHOT_PATH: &str = "/minik8s/v1/raft/snapshot";
+/// Whether another server asks, in its own name.
+pub fn is_of_server(headers: &HeaderMap) -> bool {
+    headers.contains_key(MEMBER)
+}
 
 /// Messages that may wait for one server: raft has no more than a few hundred on their way to it.
 const QUEUE: usize = 1024;
@@ -55,6 +59,8 @@ pub struct Peers {
     links: Mutex<HashMap<u64, Link>>,
     /// Where servers said that they are when they connected.
     heard: watch::Sender<BTreeMap<u64, String>>,
+    /// Who has been removed from the group, and is listened to no longer.
+    removed: watch::Sender<BTreeSet<u64>>,
     /// One snapshot is received at a time: each is in memory as a whole.
     receiving: tokio::sync::Mutex<()>,
 }
@@ -132,6 +138,8 @@ pub async fn run(app: Arc<App>) {
         };
         let known = snapshot.members();
         drop(snapshot);
+        let removed: BTreeSet<u64> = known.iter().filter(|(_, info)| info.removed).map(|(&id, _)| id).collect();
+        app.peers.removed.send_if_modified(|told| std::mem::replace(told, removed.clone()) != removed);
         link(&app, &app.peers.addresses(&known), &known);
         tokio::select! {
             _ = group.changed() => {}

@@ -6,7 +6,10 @@ use api::{
 };
 use http::Method;
 
-use crate::query::{Plus, Query, decode};
+use crate::{
+    paths,
+    query::{Plus, Query, decode},
+};
 
 /// Everything that can be asked for.
 #[derive(Debug, PartialEq)]
@@ -31,7 +34,7 @@ pub enum Route {
     Status,
     /// A further server joins.
     Servers,
-    /// A server is removed, or promoted.
+    /// A server is removed, or promoted, or says where it is.
     Server {
         which: String,
     },
@@ -132,15 +135,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         ["readyz", ..] => Route::Ready,
         ["version"] => Route::Version,
         ["cacerts"] => Route::CaCerts,
-        ["minik8s", "v1", "join"] => Route::Join,
-        ["minik8s", "v1", "snapshot"] => Route::Snapshot,
-        ["minik8s", "v1", "encryption"] => Route::Encryption,
-        ["minik8s", "v1", "encryption", "rotate"] => Route::RotateEncryption,
-        ["minik8s", "v1", "status"] => Route::Status,
-        ["minik8s", "v1", "servers"] => Route::Servers,
-        ["minik8s", "v1", "servers", which] => Route::Server { which: which.into() },
-        ["minik8s", "v1", "raft"] => Route::Raft,
-        ["minik8s", "v1", "raft", "snapshot"] => Route::RaftSnapshot,
+        ["minik8s", ..] => own(path).ok_or_else(Status::no_such_resource)?,
         ["openapi", "v2"] => Route::Swagger,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },
@@ -162,7 +157,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         {
             Ok(route)
         }
-        Route::Server { .. } if matches!(*method, Method::DELETE | Method::POST) => Ok(route),
+        Route::Server { .. } if matches!(*method, Method::DELETE | Method::POST | Method::PUT) => Ok(route),
         Route::Join
         | Route::RotateEncryption
         | Route::Servers
@@ -172,6 +167,24 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, Status
         _ if reads => Ok(route),
         _ => Err(wrong_method()),
     }
+}
+
+/// What is not Kubernetes'.
+fn own(path: &str) -> Option<Route> {
+    Some(match path {
+        paths::JOIN => Route::Join,
+        paths::SNAPSHOT => Route::Snapshot,
+        paths::ENCRYPTION => Route::Encryption,
+        paths::ROTATE => Route::RotateEncryption,
+        paths::STATUS => Route::Status,
+        paths::SERVERS => Route::Servers,
+        paths::RAFT => Route::Raft,
+        paths::RAFT_SNAPSHOT => Route::RaftSnapshot,
+        _ => {
+            let which = path.strip_prefix(paths::SERVERS)?.strip_prefix('/')?;
+            Route::Server { which: decode(which, Plus::IsPlus) }
+        }
+    })
 }
 
 fn wrong_method() -> Status {
@@ -285,6 +298,14 @@ mod tests {
             ("POST", "/minik8s/v1/encryption", "405"),
             ("POST", "/minik8s/v1/encryption/rotate", "RotateEncryption"),
             ("GET", "/minik8s/v1/encryption/rotate", "405"),
+            ("GET", "/minik8s/v1/status", "Status"),
+            ("POST", "/minik8s/v1/servers", "Servers"),
+            ("DELETE", "/minik8s/v1/servers/10.0.0.3", "Server { which: \"10.0.0.3\" }"),
+            ("PUT", "/minik8s/v1/servers/https%3A%2F%2F[::1]:6443", "Server { which: \"https://[::1]:6443\" }"),
+            ("GET", "/minik8s/v1/servers/a", "405"),
+            ("POST", "/minik8s/v1/raft", "Raft"),
+            ("POST", "/minik8s/v1/raft/snapshot", "RaftSnapshot"),
+            ("GET", "/minik8s/v1/nonsense", "404"),
             ("DELETE", "/version", "405"),
             ("GET", "/api", "CoreDiscovery"),
             ("GET", "/apis", "GroupsDiscovery"),

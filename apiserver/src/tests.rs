@@ -15,6 +15,7 @@ use super::*;
 mod encryption;
 mod members;
 mod network;
+mod servers;
 
 /// Nothing here takes longer than a moment; what does is broken.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +82,7 @@ fn config(dir: &TempDir) -> Config {
     Config {
         peers: Arc::default(),
         etcd_urls: Vec::new(),
+        join: Vec::new(),
         data_dir: dir.path().to_owned(),
         bind: "127.0.0.1:0".parse().unwrap(),
         advertise_address: Some("10.1.2.3".parse().unwrap()),

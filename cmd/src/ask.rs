@@ -11,6 +11,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::flags::RunningServer;
+
 /// A large store on a slow machine takes a while; a server that does not answer at all shows earlier.
 const ANSWER: Duration = Duration::from_secs(600);
 const CONNECT: Duration = Duration::from_secs(10);
@@ -24,24 +26,25 @@ pub struct Running {
 
 impl Running {
     /// The server of a kubeconfig, or of a data directory.
-    pub fn find(data_dir: &Path, named: Option<PathBuf>) -> Result<Running> {
-        open(&find_kubeconfig(data_dir, named)?)
+    pub fn find(RunningServer { data, kubeconfig }: RunningServer) -> Result<Running> {
+        open(&find_kubeconfig(&data.data_dir, kubeconfig)?)
     }
 
-    /// The body of its answer; `what` says what it is, where there is none.
+    /// The body of its answer; `what` says what it is asked to do, where there is none.
     pub async fn ask(&self, method: Method, path: &str, what: &str) -> Result<Vec<u8>> {
         let server = &self.server;
         let mut request = self.client.request(method, format!("{server}{path}"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let answer = request.send().await.with_context(|| format!("ask {server} for {what}"))?;
+        let within = || format!("cannot {what}");
+        let answer = request.send().await.with_context(within)?;
         let status = answer.status();
-        let body = answer.bytes().await.with_context(|| format!("receive {what} from {server}"))?;
+        let body = answer.bytes().await.with_context(within)?;
         if !status.is_success() {
             let message = serde_json::from_slice::<Value>(&body).ok();
-            let message = message.as_ref().and_then(|status| status["message"].as_str()).unwrap_or_default();
-            bail!("{server} does not give {what}: {status} {message}");
+            let message = message.as_ref().and_then(|status| status["message"].as_str());
+            bail!("cannot {what}: {server} says: {}", message.unwrap_or(status.as_str()));
         }
         Ok(body.into())
     }

@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    agent, flags,
-    server::{Config, ControlPlane, Etcd},
+    agent,
+    flags::{self, EtcdListen},
+    server::{Config, ControlPlane},
     stop,
 };
 
@@ -20,7 +21,7 @@ pub async fn run(flags: flags::Dev) -> Result<()> {
         advertise_address: flags.node.node_ip,
         join: Vec::new(),
         token: None,
-        etcd: Etcd::Off,
+        etcd: Some(EtcdListen::Nowhere),
         quota_bytes: store::QUOTA_BYTES,
         tls_sans: Vec::new(),
         networks: flags.networks,

@@ -1,25 +1,19 @@
 //! `minik8s encryption`: the keys by which the running server encrypts what it stores.
 
 use anyhow::{Context, Result};
+use apiserver::paths;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::{
-    ask::Running,
-    flags::{EncryptionAction, RunningServer},
-};
-
-const PATH: &str = "/minik8s/v1/encryption";
+use crate::{ask::Running, flags::EncryptionAction};
 
 pub async fn run(action: EncryptionAction) -> Result<()> {
     let answer = match action {
-        EncryptionAction::Status(RunningServer { data, kubeconfig }) => {
-            let server = Running::find(&data.data_dir, kubeconfig)?;
-            server.ask(Method::GET, PATH, "the status of its encryption").await?
+        EncryptionAction::Status(server) => {
+            Running::find(server)?.ask(Method::GET, paths::ENCRYPTION, "see how the store is encrypted").await?
         }
-        EncryptionAction::Rotate(RunningServer { data, kubeconfig }) => {
-            let server = Running::find(&data.data_dir, kubeconfig)?;
-            server.ask(Method::POST, &format!("{PATH}/rotate"), "a new key").await?
+        EncryptionAction::Rotate(server) => {
+            Running::find(server)?.ask(Method::POST, paths::ROTATE, "change the key").await?
         }
     };
     let status: Value = serde_json::from_slice(&answer).context("read the server's answer")?;

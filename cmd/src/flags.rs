@@ -34,10 +34,7 @@ pub enum Command {
     /// Show the servers of the cluster, and which of them leads.
     Status {
         #[command(flatten)]
-        data: DataDir,
-        /// Names a server, where it is not the one of --data-dir; KUBECONFIG otherwise.
-        #[arg(long, value_name = "FILE")]
-        kubeconfig: Option<PathBuf>,
+        server: RunningServer,
         /// Print everything there is to know, as JSON.
         #[arg(long)]
         json: bool,
@@ -45,12 +42,10 @@ pub enum Command {
     /// Remove a server from the cluster for good, by its name, address or number, as `status` shows them.
     Remove {
         #[command(flatten)]
-        data: DataDir,
-        /// Names a server, where it is not the one of --data-dir; KUBECONFIG otherwise.
-        #[arg(long, value_name = "FILE")]
-        kubeconfig: Option<PathBuf>,
+        server: RunningServer,
         /// Its name, address or number.
-        server: String,
+        #[arg(value_name = "SERVER")]
+        which: String,
     },
     /// Print the token with which agents join.
     Token(DataDir),
@@ -235,10 +230,7 @@ pub enum SnapshotAction {
     /// Save the cluster of the running server to a file. It holds every secret and key: keep it safe.
     Save {
         #[command(flatten)]
-        data: DataDir,
-        /// Names the server, where it is not the one of --data-dir; KUBECONFIG otherwise.
-        #[arg(long, value_name = "FILE")]
-        kubeconfig: Option<PathBuf>,
+        server: RunningServer,
         #[command(flatten)]
         secret: Secret,
         file: PathBuf,

@@ -8,11 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use apiserver::{Admission, Application, SERVERS_PATH, admit};
+use apiserver::{Admission, Application, admit, paths};
 use node::join::{Refusal, Token, ask};
 
 /// Between two rounds over all the servers named.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// What makes another machine a further server, of the cluster of the one at `url`. The token itself is worth the whole
+/// cluster: it stands in its file only, which is on the machine of `data_dir`.
+pub fn command(url: &str, data_dir: &Path) -> String {
+    format!("minik8s server --join {url} --token $(cat {})", data_dir.join("server-token").display())
+}
 
 /// The file that says where a server whose store was set aside is to join anew.
 fn rejoin(data_dir: &Path) -> PathBuf {
@@ -81,7 +87,7 @@ pub async fn join(
     let mut told = String::new();
     let answer = 'joined: loop {
         for server in servers {
-            match ask(server.trim_end_matches('/'), &token, (SERVERS_PATH, &request)).await {
+            match ask(server.trim_end_matches('/'), &token, (paths::SERVERS, &request)).await {
                 Ok(answer) => break 'joined answer,
                 Err(Refusal::Never(error)) => bail!("join {server}: {error}"),
                 // The same complaint once, not every few seconds.

@@ -22,18 +22,13 @@ use crate::{
 };
 
 pub async fn run(flags: flags::Server) -> Result<()> {
-    let etcd = match flags.etcd_listen {
-        None => Etcd::IfFree,
-        Some(EtcdListen::Nowhere) => Etcd::Off,
-        Some(listen) => Etcd::At(listen),
-    };
     let mut config = Config {
         data_dir: flags.data.data_dir,
         bind: flags.bind,
         advertise_address: flags.advertise_address,
         join: flags.join,
         token: flags.token,
-        etcd,
+        etcd: flags.etcd_listen,
         quota_bytes: flags.store_quota,
         tls_sans: flags.tls_san,
         networks: flags.networks,
@@ -44,8 +39,10 @@ pub async fn run(flags: flags::Server) -> Result<()> {
             passphrase: flags.snapshot_passphrase_file.as_deref().map(Passphrase::read).transpose()?,
         }),
     };
-    if let Some(ServerAction::Recover { data, force }) = flags.action {
-        return recover(&data.data_dir, force);
+    match flags.action {
+        Some(ServerAction::Recover { data, force: true }) => return recover(&data.data_dir),
+        Some(ServerAction::Recover { data, force: false }) => return Err(warn_of_recovery(&data.data_dir)),
+        None => {}
     }
     // One listener throughout: a signal between two would be lost.
     let mut asked = pin!(stop::asked());
@@ -64,6 +61,7 @@ pub async fn run(flags: flags::Server) -> Result<()> {
 
 /// Runs the server until it is asked to stop, or has to join the cluster at an address anew.
 async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()>>>) -> Result<Option<String>> {
+    let data_dir = config.data_dir.clone();
     // A server whose fellows are not there yet may wait for them for long.
     let started = tokio::select! {
         started = ControlPlane::start(config) => started,
@@ -78,6 +76,7 @@ async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()
     };
     println!("kubeconfig: {}", control_plane.server.kubeconfig_path().display());
     println!("join with:  {}", control_plane.join_command());
+    println!("further servers:  {}", join::command(&control_plane.url(), &data_dir));
     let superseded = control_plane.server.superseded();
     let ended = tokio::select! {
         asked = asked => asked.map(|()| None),
@@ -88,16 +87,29 @@ async fn live(config: Config, mut asked: Pin<&mut impl Future<Output = Result<()
     ended.and_then(|ended| stopped.map(|()| ended))
 }
 
-/// Makes a cluster of one of what this server has.
-fn recover(data_dir: &Path, force: bool) -> Result<()> {
-    let dir = store_dir(data_dir);
-    ensure!(
-        force,
+/// What whoever recovers a server has to know before.
+fn warn_of_recovery(data_dir: &Path) -> anyhow::Error {
+    anyhow::anyhow!(
         "this makes a cluster of one of the store in {}: what the other servers acknowledged without this one is lost. If a \
          majority of them can still be brought back, bring them back instead. To go on all the same, add --force",
-        dir.display()
+        store_dir(data_dir).display()
+    )
+}
+
+/// Makes a cluster of one of what this server has.
+fn recover(data_dir: &Path) -> Result<()> {
+    let dir = store_dir(data_dir);
+    ensure!(
+        store::is_there(&dir),
+        "there is no server in {}: name the directory of one by --data-dir",
+        data_dir.display()
     );
-    let recovered = store::recover(&store::Config::new(dir)).context("recover the store")?;
+    let recovered = store::recover(&store::Config::new(dir)).map_err(|error| match error {
+        store::Error::InUse { .. } => {
+            anyhow::anyhow!("the server in {} runs: stop it, recover it, and start it again", data_dir.display())
+        }
+        error => anyhow::Error::new(error).context("recover the store"),
+    })?;
     println!("recovered {} keys as of revision {}", recovered.keys, recovered.revision);
     if recovered.unconfirmed > 0 {
         println!("{} of the changes were not known to be confirmed; they are kept", recovered.unconfirmed);
@@ -128,7 +140,8 @@ pub struct Config {
     /// The servers of the cluster to become a further server of; with them, `token` is the servers'.
     pub join: Vec<String>,
     pub token: Option<String>,
-    pub etcd: Etcd,
+    /// None serves the etcd API at its usual place on the loopback, unless another etcd is there.
+    pub etcd: Option<EtcdListen>,
     /// How many bytes the store may hold.
     pub quota_bytes: usize,
     pub tls_sans: Vec<String>,
@@ -139,15 +152,6 @@ pub struct Config {
     pub snapshots: Option<Schedule>,
 }
 
-/// Whether and where the etcd API is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Etcd {
-    Off,
-    At(EtcdListen),
-    /// At its usual place on the loopback, unless another etcd is there.
-    IfFree,
-}
-
 const ETCD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2379);
 
 /// A running control plane. The loops end when this is dropped; [`ControlPlane::stop`] also drains and flushes.
@@ -156,6 +160,9 @@ pub struct ControlPlane {
     pub store: store::Store,
     /// None of them has a way to end; each says who it was.
     loops: JoinSet<&'static str>,
+    /// The etcd API, which ends when it is told to.
+    etcd: JoinSet<&'static str>,
+    stopping: watch::Sender<bool>,
 }
 
 impl ControlPlane {
@@ -173,6 +180,7 @@ impl ControlPlane {
             encrypt: config.encrypt,
             peers: Arc::default(),
             etcd_urls: Vec::new(),
+            join: config.join.clone(),
         };
         let etcd = listen_for_etcd(config.etcd, &mut settings).await?;
         let store_dir = store_dir(&config.data_dir);
@@ -225,32 +233,40 @@ impl ControlPlane {
                 "the schedule of snapshots"
             });
         }
+        let (mut serving, stopping) = (JoinSet::new(), watch::Sender::new(false));
         if let Some((listener, listen)) = etcd {
             let (served, tls) = ((store.clone(), server.etcd_cluster()), server.etcd_tls());
             let tls = move || matches!(listen, EtcdListen::Tls(_)).then(&tls);
-            loops.spawn(async move {
-                store::etcd::serve(served, listener, tls, std::future::pending()).await;
+            let mut stopping = stopping.subscribe();
+            serving.spawn(async move {
+                let asked = async { drop(stopping.wait_for(|stopping| *stopping).await) };
+                store::etcd::serve(served, listener, tls, asked).await;
                 "the etcd API"
             });
         }
-        Ok(ControlPlane { server, store, loops })
+        Ok(ControlPlane { server, store, loops, etcd: serving, stopping })
     }
 
     /// Waits for an end that nobody asked for: without any one of its parts the cluster would only seem to work.
     pub async fn broken(&mut self) -> anyhow::Error {
-        tokio::select! {
-            reason = self.store.ended() => anyhow::Error::new(reason).context("the store ended"),
-            Some(ended) = self.loops.join_next() => match ended {
-                Ok(who) => anyhow::anyhow!("{who} ended: start the server again"),
-                Err(panic) => anyhow::Error::new(panic).context("a part of the server broke off: start it again"),
-            },
+        let ended = tokio::select! {
+            reason = self.store.ended() => return anyhow::Error::new(reason).context("the store ended"),
+            Some(ended) = self.loops.join_next() => ended,
+            Some(ended) = self.etcd.join_next() => ended,
+        };
+        match ended {
+            Ok(who) => anyhow::anyhow!("{who} ended: start the server again"),
+            Err(panic) => anyhow::Error::new(panic).context("a part of the server broke off: start it again"),
         }
     }
 
     /// What makes another machine a node of this cluster.
     fn join_command(&self) -> String {
-        let address = SocketAddr::new(self.server.advertised_address(), self.server.address().port());
-        format!("minik8s agent --join https://{address} --token {}", self.server.join_token())
+        format!("minik8s agent --join {} --token {}", self.url(), self.server.join_token())
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", SocketAddr::new(self.server.advertised_address(), self.server.address().port()))
     }
 
     /// Lets requests under way finish, then makes the store's files final.
@@ -258,18 +274,18 @@ impl ControlPlane {
         self.loops.shutdown().await;
         // While requests under way still have somebody to carry them out.
         self.store.step_down().await;
-        self.server.shutdown().await;
+        self.stopping.send_replace(true);
+        tokio::join!(self.server.shutdown(), self.etcd.join_all());
         self.store.shutdown().await.context("close the store")
     }
 }
 
 /// Where clients of the etcd API will be let in.
-async fn listen_for_etcd(etcd: Etcd, settings: &mut apiserver::Config) -> Result<Option<(TcpListener, EtcdListen)>> {
-    let listen = match etcd {
-        Etcd::Off | Etcd::At(EtcdListen::Nowhere) => return Ok(None),
-        Etcd::At(listen) => listen,
-        Etcd::IfFree => EtcdListen::Tls(ETCD),
-    };
+async fn listen_for_etcd(
+    wanted: Option<EtcdListen>,
+    settings: &mut apiserver::Config,
+) -> Result<Option<(TcpListener, EtcdListen)>> {
+    let listen = wanted.unwrap_or(EtcdListen::Tls(ETCD));
     let (scheme, address) = match listen {
         EtcdListen::Tls(address) => ("https", address),
         EtcdListen::Plain(address) => ("http", address),
@@ -284,7 +300,7 @@ async fn listen_for_etcd(etcd: Etcd, settings: &mut apiserver::Config) -> Result
             settings.etcd_urls = vec![format!("{scheme}://{address}")];
             Ok(Some((listener, listen)))
         }
-        Err(error) if etcd == Etcd::IfFree => {
+        Err(error) if wanted.is_none() => {
             tracing::warn!(%error, "the etcd API is not served: {address} is taken; choose another with --etcd-listen");
             Ok(None)
         }
@@ -325,5 +341,70 @@ async fn lead(
         }
         tracing::info!("another server leads: the scheduler and the controllers rest here");
         working.shutdown().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// What a client of HTTP/2 says first, and an empty frame of settings.
+    const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    const SETTINGS: u8 = 4;
+    const GOAWAY: u8 = 7;
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// The type of the next frame; none at the end.
+    async fn frame(client: &mut TcpStream) -> Option<u8> {
+        let mut head = [0; 9];
+        timeout(PATIENCE, client.read_exact(&mut head)).await.expect("a frame in time").ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        timeout(PATIENCE, client.read_exact(&mut vec![0; length as usize])).await.expect("all of it").ok()?;
+        Some(head[3])
+    }
+
+    #[tokio::test]
+    async fn a_stop_lets_clients_of_the_etcd_api_know() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let dir = tempfile::tempdir().expect("a directory");
+        let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        let config = Config {
+            data_dir: dir.path().to_owned(),
+            bind: nowhere,
+            advertise_address: None,
+            join: Vec::new(),
+            token: None,
+            etcd: Some(EtcdListen::Plain(nowhere)),
+            quota_bytes: store::QUOTA_BYTES,
+            tls_sans: Vec::new(),
+            networks: flags::Networks {
+                cluster_cidr: "10.244.0.0/16".to_owned(),
+                service_cidr: "10.96.0.0/16".to_owned(),
+                cluster_dns: Ipv4Addr::new(10, 96, 0, 10).into(),
+            },
+            encrypt: Vec::new(),
+            snapshots: None,
+        };
+        let control_plane = ControlPlane::start(config).await.expect("a control plane");
+        let members = control_plane.store.snapshot().members();
+        let url = &members.values().next().expect("itself").client_urls[0];
+        let mut client = TcpStream::connect(url.trim_start_matches("http://")).await.expect("connected");
+        client.write_all(HELLO).await.expect("sent");
+        assert_eq!(frame(&mut client).await, Some(SETTINGS));
+        let stopping = tokio::spawn(control_plane.stop());
+        let mut seen = Vec::new();
+        while let Some(kind) = frame(&mut client).await {
+            seen.push(kind);
+        }
+        assert!(seen.contains(&GOAWAY), "{seen:?}");
+        stopping.await.expect("no panic").expect("stopped");
     }
 }

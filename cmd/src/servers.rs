@@ -1,52 +1,84 @@
 //! `minik8s status` and `minik8s remove`: the cluster's servers.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use apiserver::paths;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::{ask::Running, flags::DataDir};
+use crate::{ask::Running, flags::RunningServer, join};
 
-const STATUS: &str = "/minik8s/v1/status";
+async fn ask(server: RunningServer) -> Result<Value> {
+    let answer = Running::find(server)?.ask(Method::GET, paths::STATUS, "see the servers").await?;
+    serde_json::from_slice(&answer).context("cannot see the servers")
+}
 
-pub async fn status(data: DataDir, kubeconfig: Option<PathBuf>, json: bool) -> Result<()> {
-    let server = Running::find(&data.data_dir, kubeconfig)?;
-    let answer = server.ask(Method::GET, STATUS, "its status").await?;
-    let status: Value = serde_json::from_slice(&answer).context("read the server's status")?;
-    if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
-        return Ok(());
-    }
-    print!("{}", table(&status));
-    if status["leader"].as_str().is_none_or(|leader| leader.trim_matches('0').is_empty()) {
-        println!("no server leads: a majority of those with a vote must be there");
-    }
-    if status["alarms"].as_array().is_some_and(|alarms| !alarms.is_empty()) {
-        println!("the store is full ({} of {} bytes): it takes deletes only", status["bytes"], status["quotaBytes"]);
-    }
+/// Prints everything there is to know.
+pub async fn status_as_json(server: RunningServer) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(&ask(server).await?)?);
     Ok(())
 }
 
-pub async fn remove(data: DataDir, kubeconfig: Option<PathBuf>, which: String) -> Result<()> {
-    let server = Running::find(&data.data_dir, kubeconfig)?;
-    let path = format!("{}/{}", apiserver::SERVERS_PATH, encode(&which));
-    server.ask(Method::DELETE, &path, &format!("the removal of {which}")).await?;
+pub async fn status(server: RunningServer) -> Result<()> {
+    let data_dir = server.data.data_dir.clone();
+    let status = ask(server).await?;
+    print!("{}{}", table(&status), remarks(&status, &data_dir));
+    Ok(())
+}
+
+pub async fn remove(server: RunningServer, which: String) -> Result<()> {
+    let server = Running::find(server)?;
+    server.ask(Method::DELETE, &paths::server(&which), &format!("remove {which}")).await?;
     println!("{which} is no server of the cluster any more");
     Ok(())
 }
 
-/// For one part of a path: what is not plain is written as its bytes.
-fn encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+fn members(status: &Value) -> impl Iterator<Item = &Value> {
+    status["members"].as_array().into_iter().flatten()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+/// A line for each thing that is not as it should be, and one that says how there can be more servers.
+fn remarks(status: &Value, data_dir: &Path) -> String {
+    let mut lines = Vec::new();
+    if status["leader"].as_str().is_none_or(|leader| leader.trim_matches('0').is_empty()) {
+        lines.push("no server leads: a majority of those with a vote must be there".to_owned());
+    } else if members(status).any(|member| member["heard"].is_null()) {
+        lines.push("whom the leader hears of is not known, as it does not say so".to_owned());
+    }
+    for member in members(status).filter(|member| member["heard"] == false) {
+        lines.push(format!(
+            "{} is not heard of: if it runs, the others cannot reach it at {}, which its --advertise-address and --bind say",
+            text(&member["name"]),
+            text(&member["url"])
+        ));
+    }
+    if status["alarms"].as_array().is_some_and(|alarms| !alarms.is_empty()) {
+        let (bytes, quota) = (&status["bytes"], &status["quotaBytes"]);
+        lines.push(format!("the store is full ({bytes} of {quota} bytes): it takes deletes only"));
+    }
+    let voters = members(status).filter(|member| member["voter"] == true).count();
+    if voters > 0 && voters % 2 == 0 {
+        let few = if voters == 2 { "none".to_owned() } else { (voters / 2 - 1).to_string() };
+        let (fewer, may) = (voters - 1, voters / 2);
+        lines
+            .push(format!("{voters} voters: {few} may fail, no more than of {fewer}; with a further server {may} may"));
+    }
+    let leader = members(status).find(|member| member["id"] == status["leader"]);
+    if let Some(url) = leader.and_then(|leader| leader["url"].as_str()) {
+        lines.push(format!("a further server:  {}", join::command(url, data_dir)));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 /// A line for each server.
 fn table(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let mut rows = vec![["NAME", "ADDRESS", "ROLE", "HEARD", "ID"].map(str::to_owned)];
-    for member in status["members"].as_array().into_iter().flatten() {
+    for member in members(status) {
         let role = match (member["id"] == status["leader"], member["voter"] == true) {
             (true, _) => "leader",
             (false, true) => "voter",
@@ -55,7 +87,6 @@ fn table(status: &Value) -> String {
         let heard = match member["heard"].as_bool() {
             Some(true) => "yes",
             Some(false) => "no",
-            // Only the leader knows.
             None => "?",
         };
         rows.push([
@@ -95,6 +126,35 @@ mod tests {
              a      https://10.0.0.1:6443   leader    yes     01\n\
              ?      ?                       learner   no      0f\n"
         );
-        assert_eq!(encode("https://[::1]:6443"), "https%3A%2F%2F%5B%3A%3A1%5D%3A6443");
+    }
+
+    #[test]
+    fn what_is_remarkable() {
+        let member = |id: u64, voter: bool, heard: Value| json!({"id": id.to_string(), "name": format!("s{id}"), "url": format!("https://h{id}:1"), "voter": voter, "heard": heard});
+        let shown = |leader: &str, members: Value| {
+            remarks(&json!({"leader": leader, "members": members, "alarms": []}), Path::new("/d"))
+        };
+        let more = "a further server:  minik8s server --join https://h1:1 --token $(cat /d/server-token)\n";
+        let one = member(1, true, true.into());
+        assert_eq!(shown("1", json!([one])), more);
+        let two = shown("1", json!([one, member(2, true, false.into())]));
+        for part in [
+            "s2 is not heard of",
+            "https://h2:1",
+            "2 voters: none may fail, no more than of 1; with a further server 1 may\n",
+            more,
+        ] {
+            assert!(two.contains(part), "{part}: {two}");
+        }
+        let unknown = shown("1", json!([member(1, true, Value::Null), member(2, false, Value::Null)]));
+        assert!(
+            unknown.starts_with("whom the leader hears of is not known") && !unknown.contains("voters"),
+            "{unknown}"
+        );
+        let four: Vec<Value> = (1..5).map(|id| member(id, true, true.into())).collect();
+        assert!(
+            shown("1", json!(four)).contains("4 voters: 1 may fail, no more than of 3; with a further server 2 may\n")
+        );
+        assert!(shown("00", json!([one])).starts_with("no server leads"));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use apiserver::{Snapshots, Taken, create_private_dir, write_private};
+use apiserver::{Snapshots, Taken, create_private_dir, paths, write_private};
 use reqwest::Method;
 use store::Contents;
 
@@ -33,11 +33,11 @@ pub struct Schedule {
 
 pub async fn run(action: SnapshotAction) -> Result<()> {
     match action {
-        SnapshotAction::Save { data, kubeconfig, secret, file } => {
+        SnapshotAction::Save { server, secret, file } => {
             ensure!(!file.exists(), "{} exists already: choose another name", file.display());
             let passphrase = passphrase(&secret)?;
-            let server = Running::find(&data.data_dir, kubeconfig)?;
-            let archive = server.ask(Method::GET, "/minik8s/v1/snapshot", "a snapshot").await?;
+            let server = Running::find(server)?;
+            let archive = server.ask(Method::GET, paths::SNAPSHOT, "take a snapshot").await?;
             let (contents, bytes) = save(&file, &archive, passphrase.as_ref())?;
             println!("{}: {}", file.display(), describe(contents, bytes));
         }

@@ -31,6 +31,7 @@ async fn world() -> World {
     let settings = apiserver::Config {
         peers: std::sync::Arc::default(),
         etcd_urls: Vec::new(),
+        join: Vec::new(),
         data_dir: dir.path().to_owned(),
         bind: "127.0.0.1:0".parse().expect("an address"),
         advertise_address: Some("10.1.2.3".parse().expect("an address")),

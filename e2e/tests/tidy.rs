@@ -31,6 +31,7 @@ const PURE: &[&str] = &[
     "apiserver/src/keys.rs",
     "apiserver/src/negotiate.rs",
     "apiserver/src/options.rs",
+    "apiserver/src/paths.rs",
     "apiserver/src/query.rs",
     "apiserver/src/route.rs",
     "controllers/src/claim.rs",

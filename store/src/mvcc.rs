@@ -20,7 +20,7 @@ use imbl::OrdMap;
 use crate::{
     Batch, Event, KeyValue, LeaseId, LeaseInfo, Revision, Snapshot, TxnResult,
     command::Command,
-    quota::ALARMS,
+    quota::{ALARMS, LEASE_BYTES},
     types::{prefix_end, range_of},
 };
 
@@ -221,8 +221,9 @@ impl State {
         range_of(&self.map, ALARMS, &prefix_end(ALARMS)).next().is_some()
     }
 
+    /// What counts for the quota.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.leases.len() * LEASE_BYTES
     }
 
     pub fn history_bytes(&self) -> usize {

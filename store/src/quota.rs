@@ -15,6 +15,9 @@ pub const ALARMS: &[u8] = b"/minik8s/alarms/";
 /// What the group itself writes is never refused: it is little, and without it nothing can be mended.
 const OWN: &[u8] = b"/minik8s/";
 
+/// What a lease takes without its keys, about; as much as for etcd.
+pub const LEASE_BYTES: usize = 64;
+
 /// An alarm goes by itself when less than this many hundredths of the quota are in use.
 const ROOM_AGAIN: usize = 90;
 
@@ -37,7 +40,7 @@ pub struct Fill {
     pub alarmed: bool,
 }
 
-/// Decides about a transaction that adds at most `adds` bytes; 0 for one that adds nothing.
+/// Decides about a proposal that adds at most `adds` bytes; 0 for one that adds nothing.
 pub fn decide(Fill { bytes, quota, alarmed }: Fill, adds: usize) -> Verdict {
     match (alarmed, adds) {
         (_, 0) => Verdict::Proceed,

@@ -26,7 +26,7 @@ impl Shared {
         let hub = Hub::new(state.revision());
         let (group, end) = (watch::Sender::new(Group::default()), watch::Sender::new(None));
         let gauges = Gauges::default();
-        gauges.fill(state.bytes() as u64, state.is_alarmed());
+        gauges.fill(&state);
         Shared { state: RwLock::new(state), hub, gauges, group, end }
     }
 
@@ -69,16 +69,27 @@ pub struct Gauges {
     alone: AtomicBool,
 }
 
+/// What a member is to its group.
+#[derive(Debug, Clone, Copy)]
+pub struct Role {
+    /// 0 while there is none.
+    pub leader: u64,
+    pub term: u64,
+    /// It is the only one and leads.
+    pub alone: bool,
+}
+
 impl Gauges {
-    pub fn role(&self, leader: u64, term: u64, alone: bool) {
+    pub fn role(&self, Role { leader, term, alone }: Role) {
         self.leader.store(leader, Ordering::Relaxed);
         self.term.store(term, Ordering::Relaxed);
         self.alone.store(alone, Ordering::Release);
     }
 
-    pub fn fill(&self, bytes: u64, alarmed: bool) {
-        self.bytes.store(bytes, Ordering::Relaxed);
-        self.alarmed.store(alarmed, Ordering::Relaxed);
+    /// Notes how full the store is.
+    pub fn fill(&self, state: &State) {
+        self.bytes.store(state.bytes() as u64, Ordering::Relaxed);
+        self.alarmed.store(state.is_alarmed(), Ordering::Relaxed);
     }
 
     pub fn bytes(&self) -> u64 {

@@ -58,7 +58,7 @@ impl Config {
 /// As much as etcd's own. All of it is in memory too, so it is no small number.
 pub const QUOTA_BYTES: usize = 2 << 30;
 /// What the history may hold of values, whatever the other limits say: the last line against memory running out.
-const HISTORY_BYTES: usize = 64 << 20;
+pub(crate) const HISTORY_BYTES: usize = 64 << 20;
 
 impl Config {
     fn limits(&self) -> Limits {
@@ -83,7 +83,7 @@ pub struct Status {
     /// 0 while there is none.
     pub leader_id: u64,
     pub history_bytes: usize,
-    /// What keys and values take, and may take.
+    /// What keys, values and leases take, and may take.
     pub bytes: u64,
     pub quota_bytes: u64,
     pub log_bytes: u64,
@@ -236,7 +236,7 @@ impl Store {
     fn begin(&self, txn: Txn) -> Result<Begun, Error> {
         check(&txn)?;
         self.shared.check_open()?;
-        let verdict = self.judge(&txn);
+        let verdict = self.judge(|| quota::adds(&txn));
         let encoded = encode("transaction", Command::Txn(txn))?;
         match self.permits.clone().try_acquire_many_owned(encoded.permits) {
             Ok(permit) if verdict == Verdict::Proceed => Ok(Begun::UnderWay(self.send(encoded, permit))),
@@ -245,21 +245,26 @@ impl Store {
     }
 
     async fn go_on(&self, verdict: Verdict, encoded: Encoded) -> Result<Answer, Error> {
+        self.heed(verdict).await?;
+        self.propose_encoded(encoded).await
+    }
+
+    /// Does what comes before a proposal that changes how full the store is, or refuses it.
+    async fn heed(&self, verdict: Verdict) -> Result<(), Error> {
         let fill @ Fill { bytes, quota, .. } = self.fill();
         match verdict {
-            Verdict::Proceed => {}
-            Verdict::Refuse => return Err(quota::no_space(fill)),
+            Verdict::Proceed => Ok(()),
+            Verdict::Refuse => Err(quota::no_space(fill)),
             Verdict::Raise => {
                 tracing::error!(bytes, quota, "the store is full: it takes no writes but deletes");
                 self.propose("alarm", Command::Txn(quota::raise(self.member_id))).await?;
-                return Err(quota::no_space(fill));
+                Err(quota::no_space(fill))
             }
             Verdict::Clear => {
                 tracing::info!(bytes, quota, "the store has room again");
-                self.propose("end of the alarm", Command::Txn(quota::clear())).await?;
+                self.propose("end of the alarm", Command::Txn(quota::clear())).await.map(drop)
             }
         }
-        self.propose_encoded(encoded).await
     }
 
     fn fill(&self) -> Fill {
@@ -267,13 +272,14 @@ impl Store {
         Fill { bytes: gauges.bytes() as usize, quota: self.quota, alarmed: gauges.is_alarmed() }
     }
 
-    fn judge(&self, txn: &Txn) -> Verdict {
+    /// What a proposal that adds so many bytes at most has to do with the quota.
+    fn judge(&self, adds: impl FnOnce() -> usize) -> Verdict {
         let fill = self.fill();
         // Most are far from any limit: then nothing needs to be counted.
         if !fill.alarmed && fill.bytes + MAX_TXN_BYTES <= fill.quota {
             return Verdict::Proceed;
         }
-        quota::decide(fill, quota::adds(txn))
+        quota::decide(fill, adds())
     }
 
     /// Who has raised the alarm that the store is full.
@@ -311,6 +317,7 @@ impl Store {
     }
 
     async fn grant(&self, id: Option<LeaseId>, ttl: Duration) -> Result<LeaseId, Error> {
+        self.heed(self.judge(|| quota::LEASE_BYTES)).await?;
         match self.propose("lease grant", Command::LeaseGrant { id, ttl }).await? {
             Answer::Lease { id, .. } => Ok(id),
             Answer::Txn(_) | Answer::Done => unreachable!("a grant is answered by its lease"),
@@ -377,10 +384,8 @@ impl Store {
         self.inbox.0.push(Input::Stop(Some(done)));
         // A store that has stopped already lets the question drop, which is an answer too.
         let _ = stopped.await;
-        match self.shared.check_open() {
-            Err(fatal @ Error::Fatal { .. }) => Err(fatal),
-            _ => Ok(()),
-        }
+        // That it is closed is what was asked for.
+        self.shared.check_open().or_else(|error| if matches!(error, Error::Fatal { .. }) { Err(error) } else { Ok(()) })
     }
 
     /// Resolves when the store has ended, with the reason: `Closed` after a shutdown, `Fatal` where this process must

@@ -14,14 +14,11 @@ use super::{
     record::Phase,
     rotate,
 };
-use crate::{App, members::pass_on, negotiate::Form as Shown, objects::store_failure, present};
-
-const PATH: &str = "/minik8s/v1/encryption";
-const ROTATE_PATH: &str = "/minik8s/v1/encryption/rotate";
+use crate::{App, members::pass_on, negotiate::Form as Shown, objects::store_failure, paths, present};
 
 /// As the server that leads sees it, as that one does the work.
 pub async fn status(app: &App) -> Result<Response<Body>, Status> {
-    if let Some(answer) = pass_on(app, (Method::GET, PATH), Bytes::new()).await? {
+    if let Some(answer) = pass_on(app, (Method::GET, paths::ENCRYPTION), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     app.store.read_barrier().await.map_err(store_failure)?;
@@ -30,7 +27,7 @@ pub async fn status(app: &App) -> Result<Response<Body>, Status> {
 
 /// Returns when a new key is in force; the rest is done behind that.
 pub async fn rotate(app: &App) -> Result<Response<Body>, Status> {
-    if let Some(answer) = pass_on(app, (Method::POST, ROTATE_PATH), Bytes::new()).await? {
+    if let Some(answer) = pass_on(app, (Method::POST, paths::ROTATE), Bytes::new()).await? {
         return Ok(present::bytes(StatusCode::OK, "application/json", answer));
     }
     app.store.read_barrier().await.map_err(store_failure)?;

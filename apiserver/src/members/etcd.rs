@@ -10,8 +10,8 @@ use store::{
     etcd::{Cluster, ClusterChange, ClusterError, Doing},
 };
 
-use super::{Admitted, Application, SERVERS_PATH, admit_at, pass_on, promote_one, revise, take_out};
-use crate::{App, objects::store_failure};
+use super::{Admitted, Application, admit_at, pass_on, promote_one, revise, take_out};
+use crate::{App, objects::store_failure, paths};
 
 /// The cluster, for [`store::etcd::serve`].
 pub struct EtcdCluster(pub Arc<App>);
@@ -57,7 +57,7 @@ async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
     // The place is kept for whoever joins from there: it takes it over under a number of its own.
     let application = Application { name: String::new(), url: url.clone(), ..Application::of_cluster(app) };
     let body = serde_json::to_vec(&application).unwrap_or_default();
-    match pass_on(app, (Method::POST, SERVERS_PATH), body.into()).await.map_err(failure)? {
+    match pass_on(app, (Method::POST, paths::SERVERS), body.into()).await.map_err(failure)? {
         Some(answer) => {
             let Admitted { member } =
                 serde_json::from_slice(&answer).map_err(|e| ClusterError::Other(e.to_string()))?;
@@ -69,7 +69,7 @@ async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
 
 async fn remove(app: &App, id: u64) -> Result<u64, ClusterError> {
     known(newest(app).await?, id)?;
-    let path = format!("{SERVERS_PATH}/{id:016x}");
+    let path = paths::server(&format!("{id:016x}"));
     if pass_on(app, (Method::DELETE, &path), Bytes::new()).await.map_err(failure)?.is_none() {
         let _one = app.changing.lock().await;
         take_out(app, id).await.map_err(failure)?;
@@ -103,7 +103,7 @@ async fn promote(app: &App, id: u64) -> Result<u64, ClusterError> {
     if !app.store.raw().group().borrow().learners.contains(&id) {
         return Err(ClusterError::NotLearner);
     }
-    let path = format!("{SERVERS_PATH}/{id:016x}");
+    let path = paths::server(&format!("{id:016x}"));
     let promoted = match pass_on(app, (Method::POST, &path), Bytes::new()).await {
         Ok(Some(_)) => Ok(()),
         Ok(None) => promote_one(app, id).await,
@@ -117,8 +117,6 @@ async fn promote(app: &App, id: u64) -> Result<u64, ClusterError> {
 }
 
 fn failure(status: Status) -> ClusterError {
-    match status.reason {
-        Reason::ServiceUnavailable | Reason::Timeout => ClusterError::Unavailable,
-        _ => ClusterError::Other(status.message),
-    }
+    let passing = matches!(status.reason, Reason::ServiceUnavailable | Reason::Timeout);
+    if passing { ClusterError::Unavailable } else { ClusterError::Other(status.message) }
 }

@@ -31,8 +31,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{GENERATION, MEMBER, MESSAGES_PATH, SNAPSHOT_PATH, URL};
-use crate::App;
+use super::{GENERATION, MEMBER, TO, URL};
+use crate::{App, clock, clock::Reminder, paths};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A peer that acknowledges nothing for this long is cut off, and dialled anew: after a partition the kernel's own
@@ -40,6 +40,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(2);
 /// Between two attempts. An election takes ten times as long.
 const RETRY: Duration = Duration::from_millis(100);
+/// A server that cannot be reached for this long is more than one that restarts, and is named now and then.
+const UNREACHED: Duration = Duration::from_secs(10);
+const REMIND: Duration = Duration::from_secs(300);
 /// To a question that the other server may have to ask the group about; longer than a change of members may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A snapshot of some gigabytes over a slow link. Until then nothing else is sent to that server.
@@ -55,6 +58,8 @@ const PIECES: usize = 2;
 struct Connection<B> {
     sender: SendRequest<B>,
     authority: String,
+    /// The member that must be there; none for whoever is there.
+    to: Option<u64>,
 }
 
 /// Connects to the server at `https://HOST:PORT`, whose certificate must be of this cluster.
@@ -83,13 +88,17 @@ where
             tracing::debug!(%error, "a connection to another server ended");
         }
     });
-    Ok(Connection { sender, authority: format!("{host}:{port}") })
+    Ok(Connection { sender, authority: format!("{host}:{port}"), to: None })
 }
 
 impl<B> Connection<B>
 where
     B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
+    fn to(self, id: u64) -> Connection<B> {
+        Connection { to: Some(id), ..self }
+    }
+
     /// Makes the one request, in this server's name.
     async fn send(mut self, app: &App, (method, path): (Method, &str), body: B) -> io::Result<Response<Incoming>> {
         let mut request = Request::builder()
@@ -98,6 +107,9 @@ where
             .header(header::HOST, self.authority.as_str())
             .header(MEMBER, format!("{:016x}", app.store.raw().status().member_id))
             .header(URL, app.url());
+        if let Some(to) = self.to {
+            request = request.header(TO, format!("{to:016x}"));
+        }
         let snapshot = app.store.raw().snapshot();
         // Who has not been sent anything yet is of no life.
         if !snapshot.members().is_empty() {
@@ -112,6 +124,10 @@ where
 pub async fn post(app: &App, url: &str, (method, path): (Method, &str), body: Bytes) -> Result<Bytes, Status> {
     let fail = |error: io::Error| Status::service_unavailable(format!("the server at {url}: {error}")).retry_after(1);
     let connection = connect(app, url).await.map_err(fail)?;
+    // From here on it may do what it was asked, whatever becomes of its answer.
+    let fail = |error: io::Error| {
+        Status::new(Reason::Timeout, format!("the server at {url}: {error}; it may have done it all the same"))
+    };
     let late = |_| fail(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
     let answer = timeout(ANSWER_TIMEOUT, connection.send(app, (method, path), Full::new(body)));
     let answer = answer.await.map_err(late)?.map_err(fail)?;
@@ -132,6 +148,7 @@ fn refusal(code: StatusCode, body: &[u8]) -> Status {
         StatusCode::NOT_FOUND => Status::new(Reason::NotFound, message),
         StatusCode::CONFLICT => Status::new(Reason::Conflict, message),
         StatusCode::SERVICE_UNAVAILABLE => Status::service_unavailable(message).retry_after(1),
+        StatusCode::GATEWAY_TIMEOUT => Status::new(Reason::Timeout, message),
         _ => Status::internal(message),
     }
 }
@@ -190,17 +207,32 @@ impl http_body::Body for Stream {
 /// Sends one server its messages, for as long as it belongs to the group.
 pub async fn messages(app: Arc<App>, id: u64, mut urls: watch::Receiver<String>, waiting: Waiting) {
     let waiting = Arc::new(Mutex::new(waiting));
-    let mut told = String::new();
+    let (mut told, mut reminder) = (String::new(), Reminder::default());
+    // When it was last connected.
+    let mut reached = clock::instant();
     loop {
         let url = urls.borrow_and_update().clone();
         waiting.lock().await.discard();
+        let began = clock::instant();
         let ended = tokio::select! {
-            ended = converse(&app, &url, &waiting) => ended,
+            ended = converse(&app, (id, &url), &waiting) => ended,
             moved = urls.changed() => if moved.is_ok() { continue } else { return },
         };
+        // No attempt takes as long.
+        if began + 2 * CONNECT_TIMEOUT < clock::instant() {
+            reached = clock::instant();
+        }
         match ended {
             Err(Ended::Removed(why)) => return app.store.raw().fail(why),
             Err(Ended::Superseded) => return drop(app.superseded.send_replace(Some(url))),
+            Err(Ended::Broken(why)) if reached + UNREACHED < clock::instant() && reminder.is_due(REMIND) => {
+                tracing::warn!(
+                    member = format!("{id:016x}"),
+                    url,
+                    why,
+                    "another server cannot be reached: if it runs, it needs the right --advertise-address and --bind"
+                );
+            }
             // The same complaint once, not ten times a second.
             Err(Ended::Broken(why)) if why != told => {
                 tracing::info!(member = format!("{id:016x}"), url, why, "no connection to another server");
@@ -221,11 +253,11 @@ enum Ended {
     Broken(String),
 }
 
-async fn converse(app: &App, url: &str, waiting: &Arc<Mutex<Waiting>>) -> Result<(), Ended> {
+async fn converse(app: &App, (id, url): (u64, &str), waiting: &Arc<Mutex<Waiting>>) -> Result<(), Ended> {
     let broken = |error: io::Error| Ended::Broken(error.to_string());
     let connection = connect(app, url).await.map_err(broken)?;
     let body = Stream { waiting: waiting.clone() };
-    let answer = connection.send(app, (Method::POST, MESSAGES_PATH), body).await.map_err(broken)?;
+    let answer = connection.to(id).send(app, (Method::POST, paths::RAFT), body).await.map_err(broken)?;
     let code = answer.status();
     if code.is_success() {
         return Ok(());
@@ -261,7 +293,7 @@ async fn send_snapshot(app: &App, url: &str, snapshot: OutgoingSnapshot) -> io::
     let body = Body::new(Pieces(body));
     let body = body.map_err(|_| unreachable!("pieces do not fail")).boxed_unsync();
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-    let answer = timeout(SNAPSHOT_TIMEOUT, connection.send(app, (Method::POST, SNAPSHOT_PATH), body)).await;
+    let answer = timeout(SNAPSHOT_TIMEOUT, connection.send(app, (Method::POST, paths::RAFT_SNAPSHOT), body)).await;
     let answer = answer.map_err(late).flatten();
     let (snapshot, whole) = encoding.await.map_err(io::Error::other)?;
     let code = answer?.status();

@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use super::{GENERATION, MEMBER, URL};
-use crate::{App, present};
+use super::{GENERATION, MEMBER, TO, URL};
+use crate::{App, members::REMOVED, present};
 
 /// One message; larger ones are none of ours. The largest write, alone in an append, has room several times over.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -37,6 +37,10 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
     if http::Uri::from_str(url).ok().and_then(|url| url.port_u16()).is_none() {
         return Err(Status::bad_request(format!("{url:?} is no server's address")));
     }
+    let ours = format!("{:016x}", app.store.raw().status().member_id);
+    if text(&TO).is_some_and(|to| to != ours) {
+        return Err(Status::new(Reason::Conflict, "another server of the cluster is at its address"));
+    }
     let snapshot = app.store.raw().snapshot();
     let generation = text(&GENERATION).and_then(|text| text.parse::<u64>().ok());
     // Whatever its number: the same may have been given again in another life. Who knows of no member is of none yet, be it
@@ -53,9 +57,7 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
         Some(Ordering::Equal | Ordering::Greater) | None => {}
     }
     if known.get(&id).is_some_and(|info| info.removed) {
-        return Err(Status::gone(
-            "this server has been removed from its cluster: to join again it needs an empty --data-dir, --join and --token",
-        ));
+        return Err(Status::gone(REMOVED));
     }
     app.peers.hear(id, url);
     Ok(Sender::Member(id))
@@ -68,7 +70,7 @@ fn superseded() -> Response<Body> {
     response
 }
 
-/// Takes in messages until the sender has no more, or this server stops.
+/// Takes in messages until the sender has no more or is removed, or this server stops.
 pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>, Status> {
     let Sender::Member(id) = sender(app, request.headers())? else { return Ok(superseded()) };
     tracing::debug!(member = format!("{id:016x}"), "another server is connected");
@@ -79,11 +81,14 @@ pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>
         let _ = stop.wait_for(|stopping| *stopping).await;
         tokio::time::sleep(GRACE).await;
     };
-    tokio::pin!(stopped);
+    let mut removed = app.peers.removed.subscribe();
+    let removed = async { drop(removed.wait_for(|removed| removed.contains(&id)).await) };
+    tokio::pin!(stopped, removed);
     loop {
         let frame = tokio::select! {
             frame = body.frame() => frame,
             () = &mut stopped => break,
+            () = &mut removed => return Err(Status::gone(REMOVED)),
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Status::bad_request(format!("the messages broke off: {error}")))?;

@@ -257,12 +257,22 @@ pub struct Status {
     pub members: BTreeMap<String, bool>,
 }
 
+fn host(member: &Json) -> String {
+    let url = member["url"].as_str().unwrap_or_default();
+    url.trim_start_matches("https://").split(':').next().unwrap_or_default().to_owned()
+}
+
+const STATUS: &str = "/minik8s/v1/status";
+
+/// The hosts of those servers that a server knows to be there.
+pub async fn heard(client: &Client, server: &str) -> Result<Vec<String>> {
+    let answer: Json = get(client, server, STATUS).await?.json().await?;
+    let members = answer["members"].as_array().with_context(|| format!("no members in {answer}"))?;
+    Ok(members.iter().filter(|member| member["heard"] == true).map(host).collect())
+}
+
 pub async fn status(client: &Client, server: &str) -> Result<Status> {
-    let answer: Json = get(client, server, "/minik8s/v1/status").await?.json().await?;
-    let host = |member: &Json| {
-        let url = member["url"].as_str().unwrap_or_default();
-        url.trim_start_matches("https://").split(':').next().unwrap_or_default().to_owned()
-    };
+    let answer: Json = get(client, server, STATUS).await?.json().await?;
     let members = answer["members"].as_array().with_context(|| format!("no members in {answer}"))?;
     let leader = members.iter().find(|member| member["id"] == answer["leader"]).map(host);
     let votes = |member: &Json| (host(member), member["voter"] == true);

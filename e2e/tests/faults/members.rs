@@ -69,6 +69,22 @@ fn three_servers_are_one_cluster() -> Result<()> {
         }
         ensure!(written.is_sorted_by_key(|(.., revision)| *revision), "{written:?}");
 
+        // Whoever is asked says whom the leader hears of.
+        let heard = |servers: &Servers, at: usize, dead: usize| {
+            let (client, address) = (servers.client.clone(), servers.all[at].host.address.clone());
+            let heard = servers.inside.run(async move { kube::heard(&client, &address).await })??;
+            let dead = &servers.all[dead].host.address;
+            Ok((heard.len() == 2 && !heard.contains(dead)).then_some(()))
+        };
+        let leader = servers.leader()?;
+        let (dead, left) = (servers.others(leader)[0], servers.others(leader)[1]);
+        servers.all[dead].kill()?;
+        for at in [leader, left] {
+            wait(&format!("s{at} that knows of a dead server"), seconds(10), || heard(servers, at, dead))?;
+        }
+        servers.spawn(dead)?;
+        servers.wait_members(3)?;
+
         let leader = servers.leader()?;
         let others = servers.others(leader);
         servers.all[leader].kill()?;
@@ -189,6 +205,36 @@ fn a_server_that_was_removed_or_has_a_wrong_token_is_told_so() -> Result<()> {
         refused(what, &output, &["removed"])?;
         servers.all[1].disk.replace()?;
         servers.join(1)
+    })
+}
+
+#[test]
+fn a_server_that_nobody_finds_is_told_so() -> Result<()> {
+    on(Servers::start_first("unfound", 3)?, |servers| {
+        let first = servers.all[0].host.address.clone();
+        let (url, token) = (format!("https://{first}:6443"), servers.token().to_owned());
+        let join = ["--join", &url, "--token", &token];
+        for wrong in [&first[..], "127.0.0.1"] {
+            let output = servers.all[1].run(&[&join[..], &["--advertise-address", wrong]].concat())?;
+            refused(wrong, &output, &["--advertise-address"])?;
+        }
+        servers.wait_members(1)?;
+
+        // An address of nobody: both sides say so, and a start with the right one is all it takes.
+        servers.all[1].start(&[&join[..], &["--advertise-address", "10.77.0.99"]].concat())?;
+        for (at, what) in [(1, "no other server has found this one"), (0, "another server cannot be reached")] {
+            wait(&format!("a word of s{at}"), seconds(30), || Ok(servers.all[at].has_said(what)?.then_some(())))?;
+        }
+        servers.all[1].kill()?;
+        servers.spawn(1)?;
+        servers.wait_members(2)?;
+
+        // The address of another server that is there is not taken from it.
+        let second = servers.all[1].host.address.clone();
+        servers.all[2].start(&[&join[..], &["--advertise-address", &second]].concat())?;
+        wait("a refusal", seconds(10), || Ok(servers.all[2].has_said("which is there")?.then_some(())))?;
+        servers.all[2].kill()?;
+        servers.wait_members(2)
     })
 }
 

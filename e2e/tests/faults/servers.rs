@@ -62,7 +62,7 @@ impl Server {
 
     fn server(&self, more: &[&str]) -> Result<Command> {
         let mut command = self.command("server")?;
-        command.args(["--advertise-address", &self.host.address]).args(more);
+        command.env("MINIK8S_ADVERTISE_ADDRESS", &self.host.address).args(more);
         Ok(command)
     }
 
@@ -144,6 +144,11 @@ impl Server {
             self.child = None;
         }
         Ok(status)
+    }
+
+    /// Whether its log has this.
+    pub fn has_said(&self, what: &str) -> Result<bool> {
+        Ok(String::from_utf8_lossy(&fs::read(&self.log)?).contains(what))
     }
 
     /// The last line of its log.
@@ -291,7 +296,7 @@ impl Servers {
         urls.collect::<Vec<_>>().join(",")
     }
 
-    /// Starts a server with the command that first made it a member, whatever is on its disk.
+    /// Starts a server with the command that makes it a member, if it is none by what is on its disk.
     pub fn spawn(&mut self, at: usize) -> Result<()> {
         let urls = self.join_urls(at);
         let token = self.token.clone();

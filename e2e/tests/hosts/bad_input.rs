@@ -54,6 +54,13 @@ fn wrong_input_is_named() -> Result<()> {
 
     let second = cluster.path("second").display().to_string();
     fails(&cluster, &["server", "--data-dir", &second], 1, &["6443", "in use"])?;
+    let (running, nowhere) = (cluster.path("m").display().to_string(), cluster.path("none").display().to_string());
+    let recover = ["server", "recover", "--data-dir"];
+    fails(&cluster, &[&recover[..], &[&running]].concat(), 1, &["--force"])?;
+    fails(&cluster, &[&recover[..], &[&running, "--force"]].concat(), 1, &["runs: stop it"])?;
+    fails(&cluster, &[&recover[..], &[&nowhere, "--force"]].concat(), 1, &["no server in", &nowhere])?;
+    fails(&cluster, &["remove", "--data-dir", &running, "x"], 1, &["cannot remove x: ", "\"x\" is no server"])?;
+
     let file = cluster.path("file").display().to_string();
     fs::write(&file, "")?;
     fails(&cluster, &["server", "--data-dir", &format!("{file}/below"), "--bind", "127.0.0.1:7443"], 1, &[&file])?;

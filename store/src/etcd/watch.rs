@@ -193,10 +193,8 @@ impl Stream {
         match store.watch(options.start.clone(), options.end.clone(), from) {
             Ok(watcher) => Ok(Some(watcher)),
             Err(error) => {
-                let compacted = match error {
-                    Error::Compacted { .. } => store.oldest_revision() as i64,
-                    _ => 0,
-                };
+                let is_compacted = matches!(error, Error::Compacted { .. });
+                let compacted = if is_compacted { store.oldest_revision() as i64 } else { 0 };
                 // etcd leaves the revision out, as it stands for no state.
                 let header = self.api.header(0);
                 self.send(&WatchResponse { header, ..canceled(options.id, compacted) }).await?;

@@ -32,7 +32,7 @@ use crate::{
     lease::LeaseClock,
     log::Write,
     mvcc::{Limits, State},
-    shared::Shared,
+    shared::{Role, Shared},
     wire::OutgoingSnapshot,
 };
 
@@ -444,7 +444,7 @@ impl Driver {
         // Learners count: they have no vote, but must be sent what got lost.
         let single = self.is_single();
         let alone = leads && single && self.applied >= raft.raft_log.committed;
-        self.shared.gauges.role(self.leader, raft.term, alone);
+        self.shared.gauges.role(Role { leader: self.leader, term: raft.term, alone });
         self.tell_group();
         // Whoever finds on the way through its log that it has fellows cannot wait for being elected.
         if (alone || !single)
@@ -482,7 +482,7 @@ impl Driver {
         self.node.mut_store().install(position, ConfState::from(&image.base.members));
         let revision = image.base.revision;
         let state = State::new(image.clone());
-        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
+        self.shared.gauges.fill(&state);
         *self.shared.state_mut() = state;
         self.shared.hub.reset(revision);
         self.keeper.push(keeper::Job::Replace(image.clone()));

@@ -4,7 +4,7 @@ use std::{
     fs,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -155,7 +155,7 @@ pub fn start(parts: Parts) -> Result<(Started, Arc<Runner>), Error> {
 
 /// Makes a member of what lies on its disk.
 pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
-    let (image, origin, checkpoint, fresh) = load(&parts)?;
+    let Loaded { image, origin, checkpoint } = load(&parts)?;
     let position = image.base.position;
     let at = Start { position, origin };
     let (log, Recovered { hard_state, entries, torn }) = Log::open(parts.log_place(), at)?;
@@ -178,9 +178,9 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
         inbox: inbox.clone(),
         shared: shared.clone(),
     };
-    let (keeper, handle) =
+    let (keeper, mut handle) =
         Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
-    if fresh {
+    if origin != Origin::Checkpoint {
         handle.push(keeper::Job::Replace(image));
     }
     let (opened, ready) = oneshot::channel();
@@ -199,8 +199,15 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     Ok(Member { driver, writer, keeper, started: Started { shared, inbox, ready } })
 }
 
-/// The newest state that can be rebuilt, where it comes from, and whether the checkpoint has to be written anew.
-fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Error> {
+/// The newest state that can be rebuilt.
+struct Loaded {
+    image: Image,
+    origin: Origin,
+    /// To be written anew, where the state does not come from it.
+    checkpoint: Option<Checkpoint>,
+}
+
+fn load(parts: &Parts) -> Result<Loaded, Error> {
     let snapshot = image::load(&*parts.disk, &parts.snapshot_dir);
     let mut checkpoint = None;
     let path = parts.checkpoint.as_deref().filter(|path| path.exists());
@@ -217,7 +224,7 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
             if let Err(error) = &snapshot {
                 tracing::warn!(%error, "the snapshot is damaged; the checkpoint has it all and newer");
             }
-            Ok((image, Origin::Checkpoint, Some(checkpoint), false))
+            Ok(Loaded { image, origin: Origin::Checkpoint, checkpoint: Some(checkpoint) })
         }
         older => {
             let image = match snapshot? {
@@ -227,7 +234,7 @@ fn load(parts: &Parts) -> Result<(Image, Origin, Option<Checkpoint>, bool), Erro
             // A checkpoint is only made behind a log: one without the other is a loss, not a beginning.
             let founding = image.base.position <= FOUNDING && path.is_none();
             let origin = if founding { Origin::Founding } else { Origin::Snapshot };
-            Ok((image, origin, older.map(|(checkpoint, _)| checkpoint), true))
+            Ok(Loaded { image, origin, checkpoint: older.map(|(checkpoint, _)| checkpoint) })
         }
     }
 }
@@ -251,7 +258,7 @@ pub fn read_all(config: &Config, member_id: u64) -> Result<Survivor, Error> {
         checkpoint: Some(config.dir.join("checkpoint")),
         ..Parts::on_disk(member_id, Limits::NONE, Arc::new(RealDisk))
     };
-    let (image, origin, _checkpoint, _) = load(&parts)?;
+    let Loaded { image, origin, checkpoint: _checkpoint } = load(&parts)?;
     let at = Start { position: image.base.position, origin };
     let (_, Recovered { hard_state, entries, .. }) = Log::open(parts.log_place(), at)?;
     let unconfirmed = entries.iter().filter(|entry| entry.index > hard_state.commit && !entry.data.is_empty()).count();
@@ -316,22 +323,50 @@ fn lock(path: &Path) -> Result<fs::File, Error> {
     }
 }
 
+/// A thread that one can stop waiting for.
+pub struct Thread(mpsc::Receiver<()>);
+
+impl Thread {
+    /// Whether it has ended, or ends within this time.
+    pub fn ends_within(&self, patience: Duration) -> bool {
+        self.0.recv_timeout(patience) == Err(mpsc::RecvTimeoutError::Disconnected)
+    }
+}
+
 /// A thread whose panic ends the store, rather than leaving the others to wait for it for ever.
 pub fn spawn(
     name: &'static str,
     inbox: &Arc<Queue<Input>>,
     work: impl FnOnce() + Send + 'static,
-) -> Result<thread::JoinHandle<()>, Error> {
+) -> Result<Thread, Error> {
     let inbox = inbox.clone();
+    let (alive, ended) = mpsc::channel();
     let watched = move || {
+        // Goes with the thread, which never says anything.
+        let _alive: mpsc::Sender<()> = alive;
         if catch_unwind(AssertUnwindSafe(work)).is_err() {
             inbox.push(Input::Failed(Error::Fatal { reason: format!("thread {name} panicked") }));
         }
     };
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(watched);
-    spawned.map_err(|error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") })
+    let failed = |error| Error::Fatal { reason: format!("cannot start thread {name}: {error}") };
+    spawned.map(|_| Thread(ended)).map_err(failed)
 }
 
 pub fn stopped(error: &dyn std::fmt::Display) -> Error {
     Error::Fatal { reason: format!("raft: {error}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_a_thread() {
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        let thread = spawn("test", &Arc::default(), move || assert!(goes_on.recv().is_err())).expect("it starts");
+        assert!(!thread.ends_within(Duration::ZERO));
+        drop(go_on);
+        assert!(thread.ends_within(Duration::from_secs(60)));
+    }
 }

@@ -5,20 +5,21 @@ use std::{
     fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
     Input, Queue,
     driver::{Driver, Now, Turn},
-    recover,
+    recover::{self, Thread},
     writer::Writer,
 };
 use crate::{Error, store::unix_millis};
 
 /// A disk that is slower than this with a batch is waited for by the runner's own thread only.
-const QUICK: Duration = Duration::from_millis(1);
+const QUICK: Duration = Duration::from_millis(5);
+/// How long each of the other threads may take to bring its last work to the disk.
+const LAST_WORK: Duration = Duration::from_secs(10);
 
 pub struct Runner {
     inbox: Arc<Queue<Input>>,
@@ -33,7 +34,7 @@ pub struct Work {
     /// need not be handed to another thread and back.
     pub writer: Option<Writer>,
     /// Those that the driver hands its work to; they end after it.
-    pub threads: Vec<JoinHandle<()>>,
+    pub threads: Vec<Thread>,
     pub lock: Option<fs::File>,
     pub started: Instant,
     /// How long the last batch took to reach the disk.
@@ -143,8 +144,13 @@ impl Work {
         self.write();
         // After a failure nobody knows how long the others may hang in it, and nothing of theirs is needed any more.
         if matches!(error, Error::Closed) {
-            for thread in self.threads.drain(..) {
-                let _ = thread.join();
+            let ended = self.threads.drain(..).all(|thread| thread.ends_within(LAST_WORK));
+            if !ended {
+                tracing::warn!(
+                    "the disk does not take the store's last work: it is left, as everything acknowledged is safe"
+                );
+                // Nobody else may write there while it may still come: the lock goes with the process.
+                std::mem::forget(self.lock.take());
             }
         }
         drop(self.lock.take());

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::{bytes, put, put_into};
 use crate::{Config, Error, Op, Store, Txn};
 
@@ -32,4 +34,23 @@ async fn a_full_store_takes_deletes_only_until_there_is_room() {
         store.status().bytes,
         store.snapshot().map.values().map(|kv| 64 + kv.key.len() + kv.value.len()).sum::<usize>() as u64
     );
+}
+
+#[tokio::test]
+async fn leases_count_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(Config { quota_bytes: 1000, ..Config::new(dir.path()) }).await.unwrap();
+    let mut granted = Vec::new();
+    let refused = loop {
+        match store.lease_grant(Duration::from_secs(600)).await {
+            Ok(id) => granted.push(id),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::NoSpace { .. }) && granted.len() == 15, "{refused} after {granted:?}");
+    for &id in &granted[..5] {
+        store.lease_revoke(id).await.unwrap();
+    }
+    store.lease_grant(Duration::from_secs(600)).await.unwrap();
+    assert!(store.alarms().is_empty());
 }

@@ -65,7 +65,7 @@ impl Driver {
         }
         self.trim(&mut state);
         let forgotten = state.oldest_event() - 1;
-        self.shared.gauges.fill(state.bytes() as u64, state.is_alarmed());
+        self.shared.gauges.fill(&state);
         drop(state);
         self.applied = last;
         let sleepers = self.shared.hub.dispatch(&batches);
@@ -111,7 +111,11 @@ impl Driver {
                 self.leases.set(*id, now.saturating_add(*ttl_ms));
             }
             (Command::LeaseRevoke { id }, _) => self.leases.remove(*id),
-            _ => {}
+            (
+                Command::LeaseGrant { .. } | Command::LeaseKeepAlive { .. },
+                Ok(Answer::Txn(_) | Answer::Done) | Err(_),
+            )
+            | (Command::Txn(_) | Command::Compact { .. }, _) => {}
         }
     }
 
@@ -133,9 +137,10 @@ impl Driver {
         if !self.keeper.has_room() && !state.over(&double, self.at) {
             return;
         }
-        let forgotten = state.trim(&self.limits, self.at);
-        if !forgotten.is_empty() {
-            self.keeper.push(keeper::Job::Advance(forgotten));
+        let before = state.history_bytes();
+        let changes = state.trim(&self.limits, self.at);
+        if !changes.is_empty() {
+            self.keeper.push(keeper::Job::Advance { changes, bytes: before - state.history_bytes() });
         }
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
         if !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes) {
