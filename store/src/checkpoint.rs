@@ -1,7 +1,7 @@
 //! The checkpoint: the base of the state in sled, so that a start need not replay the whole log.
 //!
-//! It is a cache. It follows the log at a distance (by the length of the history), is written off the commit
-//! path, and losing or corrupting it loses nothing: snapshot and log have everything. sled's own promises are not
+//! It is a cache. It is written when the log is cut and at a stop, off the commit path, and losing or corrupting it
+//! loses nothing: snapshot and log have everything. sled's own promises are not
 //! relied on: while the base moves there is none, and the base's record counts the keys and sums their checksums, so a
 //! state that sled brings back incomplete is noticed and set aside.
 
@@ -16,26 +16,19 @@ use std::{
 use bytes::Bytes;
 use imbl::OrdMap;
 
+use self::gained::Changed;
+pub use self::gained::Gained;
 use crate::{
-    Event, EventKind, KeyValue,
+    KeyValue,
     command::{Reader, put_varint},
     image,
-    mvcc::{Base, Change, Image, advance},
+    mvcc::{Base, Image},
 };
+
+mod gained;
 
 /// sled keeps this much of its pages in memory; it is only read at a start.
 const CACHE_BYTES: u64 = 8 << 20;
-
-/// What the base has gained is kept in memory up to one of these: values that nothing else may hold any more. Beyond it the
-/// database can only be written anew, all of it, and is so when the log is cut if that is rare enough. Until then a start
-/// has the snapshot and the log.
-const HELD: Held = Held { changes: 64 << 10, keys: 16 << 10, bytes: 8 << 20 };
-
-struct Held {
-    changes: usize,
-    keys: usize,
-    bytes: usize,
-}
 
 /// What sled takes for a key, in microseconds, and how many times as long must have passed since it last took them: two
 /// hundredths of a processor's time is what the next start may cost.
@@ -48,26 +41,13 @@ const KEY: u8 = b'k';
 pub struct Checkpoint {
     db: sled::Db,
     path: PathBuf,
-    base: Base,
     /// Of the keys in the database.
     count: u64,
     sum: u64,
-    /// What `base` has and the database has not yet, and of how many changes it is.
-    pending: BTreeMap<Bytes, Pending>,
-    pending_bytes: usize,
-    pending_changes: usize,
-    /// The base has gained more than is kept in memory: the database can only be written anew.
-    stale: bool,
-    /// When the newest change was made, and the newest one when the database was last written; 0 where there was none yet.
-    newest: u64,
-    written: u64,
-}
-
-/// A key that has changed since the last write.
-struct Pending {
-    /// The digest of what the database has; none where it has no such key.
-    written: Option<u64>,
-    now: Option<Arc<KeyValue>>,
+    /// The database is where the base was when it was last told.
+    is_whole: bool,
+    /// When all of it was written last, by the log's time; or when that was first asked for.
+    replaced: Option<u64>,
 }
 
 impl Checkpoint {
@@ -95,133 +75,81 @@ impl Checkpoint {
                 .open()
                 .map_err(|error| error.to_string())?;
             let image = read(&db)?;
-            let mut checkpoint = Checkpoint {
+            let kvs = || image.iter().flat_map(|image| image.map.values());
+            let checkpoint = Checkpoint {
                 db,
                 path: path.to_owned(),
-                base: Base::default(),
-                count: 0,
-                sum: 0,
-                pending: BTreeMap::new(),
-                pending_bytes: 0,
-                pending_changes: 0,
-                stale: false,
-                newest: 0,
-                written: 0,
+                count: kvs().count() as u64,
+                sum: kvs().fold(0, |sum, kv| sum.wrapping_add(digest(kv))),
+                is_whole: image.is_some(),
+                replaced: None,
             };
-            if let Some(image) = &image {
-                checkpoint.base = image.base.clone();
-                checkpoint.count = image.map.len() as u64;
-                checkpoint.sum = image.map.values().fold(0, |sum, kv| sum.wrapping_add(digest(kv)));
-            }
             Ok((checkpoint, image))
         });
         catch_unwind(attempt).unwrap_or_else(|_| Err("sled panicked".to_owned()))
     }
 
-    /// Notes what the base has gained. The database follows when it is [`Checkpoint::catch_up`] with.
-    pub fn apply(&mut self, changes: &[Change]) {
-        let (Some(first), Some(last)) = (changes.first(), changes.last()) else { return };
-        if self.written == 0 {
-            self.written = first.at;
-        }
-        self.newest = last.at;
-        if self.stale {
-            return;
-        }
-        for change in changes {
-            for event in change.batch.iter().flat_map(|batch| &batch.events) {
-                self.hold(event);
-            }
-            advance(&mut self.base, change);
-        }
-        self.pending_changes += changes.len();
-        let full =
-            self.pending_changes >= HELD.changes || self.pending.len() >= HELD.keys || self.pending_bytes >= HELD.bytes;
-        if full {
-            // Under a load like this the database would do nothing else than follow. It is still what it says it is, though old.
-            self.pending.clear();
-            (self.pending_bytes, self.pending_changes) = (0, 0);
-            self.stale = true;
-        }
-    }
-
-    /// Brings the database to where the base is, which is `image` and about to be a snapshot; or leaves it with nothing, where
-    /// to write all of it would take more of the processor than it may save at a start.
-    pub fn catch_up(&mut self, image: &Image) -> Result<(), sled::Error> {
-        if !self.stale {
-            return self.write();
+    /// Brings the database to where the base is, which is `image` and about to be a snapshot, made at `at`; or leaves it with
+    /// nothing, where to write all of it would take more of the processor than it may save at a start.
+    pub fn follow(&mut self, image: &Image, gained: Gained, at: u64) -> Result<(), sled::Error> {
+        if self.is_whole
+            && let Some(keys) = gained.into_keys()
+        {
+            return self.write(keys, &image.base);
         }
         let costs_ms = image.map.len() as u64 * KEY_MICROS / 1000;
-        if self.newest - self.written < costs_ms * RARE {
+        if at < *self.replaced.get_or_insert(at) + costs_ms * RARE {
+            self.is_whole = false;
             return self.db.remove(BASE).map(drop);
         }
+        self.replaced = Some(at);
         self.replace(image)
     }
 
     /// Brings what can be had cheaply to the disk, for the next start.
-    pub fn finish(&mut self) -> Result<(), String> {
-        if !self.stale {
-            self.write().map_err(|error| error.to_string())?;
+    pub fn finish(&mut self, base: &Base, gained: Gained) -> Result<(), String> {
+        if self.is_whole
+            && let Some(keys) = gained.into_keys()
+        {
+            self.write(keys, base).map_err(|error| error.to_string())?;
         }
         self.flush()
-    }
-
-    fn hold(&mut self, event: &Event) {
-        let size = |kv: Option<&Arc<KeyValue>>| kv.map_or(0, |kv| kv.value.len());
-        let now = (event.kind == EventKind::Put).then(|| event.kv.clone());
-        self.pending_bytes += size(now.as_ref());
-        match self.pending.get_mut(&event.kv.key) {
-            Some(held) => self.pending_bytes -= size(std::mem::replace(&mut held.now, now).as_ref()),
-            None => {
-                self.pending_bytes += event.kv.key.len();
-                let written = event.previous.as_deref().map(digest);
-                self.pending.insert(event.kv.key.clone(), Pending { written, now });
-            }
-        }
     }
 
     /// Brings the database to where the base is. Meanwhile it has no base, so half of it is nothing.
     ///
     /// Key by key and in their order: sled's own batches hold memory until the next ones, however many these are, and what
     /// is out of order has it read and write each page many times.
-    fn write(&mut self) -> Result<(), sled::Error> {
-        if self.pending_changes == 0 {
-            return Ok(());
-        }
+    fn write(&mut self, keys: BTreeMap<Bytes, Changed>, base: &Base) -> Result<(), sled::Error> {
         self.db.remove(BASE)?;
-        for (key, Pending { written, now }) in std::mem::take(&mut self.pending) {
-            if let Some(written) = written {
+        for (key, Changed { before, now }) in keys {
+            if let Some(before) = before {
                 self.count -= 1;
-                self.sum = self.sum.wrapping_sub(written);
+                self.sum = self.sum.wrapping_sub(digest(&before));
             }
             match now {
-                Some(kv) => {
-                    self.count += 1;
-                    self.sum = self.sum.wrapping_add(digest(&kv));
-                    self.db.insert(row(&key), record(&kv))?;
-                }
+                Some(kv) => self.add(&kv)?,
                 None => drop(self.db.remove(row(&key))?),
             }
         }
-        (self.pending_bytes, self.pending_changes) = (0, 0);
-        self.written = self.newest;
-        self.db.insert(BASE, self.base_record()).map(drop)
+        self.db.insert(BASE, self.base_record(base)).map(drop)
     }
 
     /// Writes a whole image in place of what is there.
     pub fn replace(&mut self, image: &Image) -> Result<(), sled::Error> {
         self.db.clear()?;
-        self.base = image.base.clone();
         (self.count, self.sum) = (0, 0);
-        self.pending.clear();
-        (self.pending_bytes, self.pending_changes, self.stale) = (0, 0, false);
-        self.written = self.newest;
         for kv in image.map.values() {
-            self.count += 1;
-            self.sum = self.sum.wrapping_add(digest(kv));
-            self.db.insert(row(&kv.key), record(kv))?;
+            self.add(kv)?;
         }
-        self.db.insert(BASE, self.base_record()).map(drop)
+        self.is_whole = true;
+        self.db.insert(BASE, self.base_record(&image.base)).map(drop)
+    }
+
+    fn add(&mut self, kv: &KeyValue) -> Result<(), sled::Error> {
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(digest(kv));
+        self.db.insert(row(&kv.key), record(kv)).map(drop)
     }
 
     /// Brings what is written to the disk. sled's flush does not sync the device, hence the second step.
@@ -231,9 +159,9 @@ impl Checkpoint {
         file.sync_data().map_err(|error| error.to_string())
     }
 
-    fn base_record(&self) -> Vec<u8> {
+    fn base_record(&self, base: &Base) -> Vec<u8> {
         let mut out = Vec::new();
-        image::put_base(&mut out, &self.base);
+        image::put_base(&mut out, base);
         put_varint(&mut out, self.count);
         put_varint(&mut out, self.sum);
         let crc = crc32fast::hash(&out);
@@ -310,52 +238,73 @@ fn digest(kv: &KeyValue) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Batch, mvcc::Position};
+    use crate::{
+        Op, Txn,
+        command::Command,
+        mvcc::{Change, Limits, Position, State},
+    };
 
-    /// As many puts to as many keys as make a checkpoint stale, the last one at `until`.
-    fn puts(until: u64) -> (Vec<Change>, Image) {
-        let (mut changes, mut image) = (Vec::new(), Image::default());
-        for n in 1..=HELD.keys as u64 {
-            let kv = Arc::new(KeyValue {
-                key: n.to_be_bytes().to_vec().into(),
-                value: Bytes::from_static(b"v"),
-                create_revision: n,
-                mod_revision: n,
-                version: 1,
-                lease: None,
-            });
-            image.map.insert(kv.key.clone(), kv.clone());
-            let event = Event { kind: EventKind::Put, kv, previous: None };
-            let batch = Some(Arc::new(Batch { revision: n, events: vec![event] }));
-            let at = if n == HELD.keys as u64 { until } else { 1 };
-            let position = Position { index: n, term: 1 };
-            changes.push(Change { position, revision: n, at, batch, lease: None, members: None });
-        }
-        changes.iter().for_each(|change| advance(&mut image.base, change));
-        (changes, image)
+    /// The next state, and what its history forgets of that.
+    fn put(state: &mut State, key: usize) -> Vec<Change> {
+        let index = state.position().index + 1;
+        let then = vec![Op::Put { key: format!("{key:08}").into(), value: index.to_string().into(), lease: None }];
+        let command = Command::Txn(Txn { then, ..Txn::default() });
+        state.apply(Position { index, term: 1 }, 0, &command).answer.expect("a put");
+        state.trim(&Limits::NONE, 0)
+    }
+
+    fn reopened(path: &Path) -> Option<Image> {
+        Checkpoint::open(path).expect("it opens").1
     }
 
     #[test]
-    fn a_stale_checkpoint_is_written_anew_where_that_is_rare() {
-        let rare = HELD.keys as u64 * KEY_MICROS / 1000 * RARE + 1;
-        for (until, there) in [(rare - 1, false), (rare, true)] {
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("checkpoint");
-            let (mut checkpoint, _) = Checkpoint::open(&path).unwrap();
-            checkpoint.replace(&Image::default()).unwrap();
-            let (changes, image) = puts(until);
-            checkpoint.apply(&changes);
-            assert!(checkpoint.stale);
-            checkpoint.catch_up(&image).unwrap();
-            assert_eq!(checkpoint.stale, !there);
-            checkpoint.finish().unwrap();
-            drop(checkpoint);
-            let (_, found) = Checkpoint::open(&path).unwrap();
-            assert_eq!(
-                found.map(|image| (image.base, image.map.len())),
-                there.then_some((image.base, HELD.keys)),
-                "{until}"
-            );
+    fn what_has_changed_is_written_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut checkpoint, _) = Checkpoint::open(dir.path()).expect("it opens");
+        let mut state = State::new(Image::default());
+        let mut gained = Gained::default();
+        (0..20).for_each(|key| drop(put(&mut state, key)));
+        checkpoint.replace(&state.image()).expect("written");
+        // A key of before is wrong on purpose: it is not touched again.
+        checkpoint.db.remove(row(b"00000019")).expect("removed");
+        (0..10).chain(5..25).filter(|&key| key != 19).for_each(|key| gained.note(&put(&mut state, key)));
+        checkpoint.follow(&state.image(), gained, 1).expect("written");
+        checkpoint
+            .db
+            .insert(row(b"00000019"), record(state.snapshot().get(b"00000019").expect("there")))
+            .expect("back");
+        checkpoint.flush().expect("flushed");
+        drop(checkpoint);
+        let found = reopened(dir.path()).expect("it is whole");
+        assert_eq!((found.base, found.map), (state.image().base, state.image().map));
+    }
+
+    #[test]
+    fn too_much_is_written_anew_where_that_is_rare() {
+        const KEYS: usize = 20_000;
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut checkpoint, _) = Checkpoint::open(dir.path()).expect("it opens");
+        let mut state = State::new(Image::default());
+        checkpoint.replace(&state.image()).expect("written");
+        let rare = KEYS as u64 * KEY_MICROS / 1000 * RARE;
+        for (at, is_written) in [(5, false), (5 + rare - 1, false), (5 + rare, true), (6 + rare, false)] {
+            let mut gained = Gained::default();
+            (0..KEYS).for_each(|key| gained.note(&put(&mut state, key)));
+            checkpoint.follow(&state.image(), gained, at).expect("written");
+            checkpoint.flush().expect("flushed");
+            let copy = tempfile::tempdir().expect("a directory");
+            for file in ["conf", "db"] {
+                fs::copy(dir.path().join(file), copy.path().join(file)).expect("copied");
+            }
+            let found = reopened(copy.path()).map(|image| (image.base, image.map));
+            assert_eq!(found, is_written.then(|| (state.image().base, state.image().map)), "{at}");
         }
+        // What it has missed it does not make up for with a little.
+        let mut gained = Gained::default();
+        gained.note(&put(&mut state, 0));
+        checkpoint.follow(&state.image(), gained, 7 + rare).expect("left");
+        checkpoint.finish(&state.image().base, Gained::default()).expect("flushed");
+        drop(checkpoint);
+        assert!(reopened(dir.path()).is_none());
     }
 }

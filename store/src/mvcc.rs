@@ -195,7 +195,6 @@ impl State {
         &self.members
     }
 
-    #[cfg(test)]
     pub fn base(&self) -> &Base {
         &self.base
     }

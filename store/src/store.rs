@@ -58,7 +58,7 @@ impl Config {
 /// As much as etcd's own. All of it is in memory too, so it is no small number.
 pub const QUOTA_BYTES: usize = 2 << 30;
 /// What the history may hold of values, whatever the other limits say: the last line against memory running out.
-pub(crate) const HISTORY_BYTES: usize = 64 << 20;
+const HISTORY_BYTES: usize = 64 << 20;
 
 impl Config {
     fn limits(&self) -> Limits {

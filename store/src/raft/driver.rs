@@ -199,7 +199,8 @@ impl Driver {
         self.proposals.fail_all(|_| error.clone());
         self.readers.fail_all(error);
         self.log.push(writer::Job::Stop);
-        self.keeper.push(keeper::Job::Stop);
+        let base = self.shared.state().base().clone();
+        self.keeper.stop(base);
     }
 
     /// Whom to tell that the stop is complete.
@@ -485,7 +486,7 @@ impl Driver {
         self.shared.gauges.fill(&state);
         *self.shared.state_mut() = state;
         self.shared.hub.reset(revision);
-        self.keeper.push(keeper::Job::Replace(image.clone()));
+        self.keeper.replace(image.clone());
         self.applied = position.index;
         // All of it is in the snapshot.
         self.committed.clear();

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     Input, Queue, Transport,
     driver::Driver,
-    keeper::{self, Keeper},
+    keeper::Keeper,
     logger::logger,
     runner::{Runner, Work},
     storage::RaftStorage,
@@ -181,7 +181,7 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
     let (keeper, mut handle) =
         Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
     if origin != Origin::Checkpoint {
-        handle.push(keeper::Job::Replace(image));
+        handle.replace(image);
     }
     let (opened, ready) = oneshot::channel();
     let driver = Driver::new(super::driver::Parts {

@@ -265,7 +265,7 @@ impl World {
                     && let Some(jobs) = live.keeping.take()
                 {
                     self.summary.snapshots +=
-                        jobs.iter().filter(|job| matches!(job, keeper::Job::Snapshot(_))).count() as u64;
+                        jobs.iter().filter(|job| matches!(job, keeper::Job::Snapshot { .. })).count() as u64;
                     if let Some(live) = self.live(id, life) {
                         let _ = live.keeper.turn(jobs);
                     }

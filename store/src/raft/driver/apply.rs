@@ -12,8 +12,7 @@ use super::{Driver, members::widen};
 use crate::{
     Batch, Error,
     command::{self, Command, Proposal},
-    mvcc::{Answer, Applied, Limits, Members, Position, Refusal, State},
-    raft::keeper,
+    mvcc::{Answer, Applied, Members, Position, Refusal, State},
 };
 
 /// To cut the log is to write the whole state, twice. So it grows to a multiple of that first, which a start replays in some
@@ -132,20 +131,11 @@ impl Driver {
         if !state.over(&self.limits, self.at) {
             return;
         }
-        let double = Limits { revisions: self.limits.revisions * 2, bytes: self.limits.bytes * 2, ..self.limits };
-        // A keeper that is behind lets the history grow; when it has grown too far, it is trimmed all the same.
-        if !self.keeper.has_room() && !state.over(&double, self.at) {
-            return;
-        }
-        let before = state.history_bytes();
-        let changes = state.trim(&self.limits, self.at);
-        if !changes.is_empty() {
-            self.keeper.push(keeper::Job::Advance { changes, bytes: before - state.history_bytes() });
-        }
+        self.keeper.note(&state.trim(&self.limits, self.at));
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
         if !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes) {
             self.snapshot_under_way = true;
-            self.keeper.push(keeper::Job::Snapshot(state.base_image()));
+            self.keeper.snapshot(state.base_image(), self.at);
         }
     }
 }
