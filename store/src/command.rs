@@ -250,8 +250,9 @@ fn read_txn(input: &mut Reader, depth: usize) -> Result<Txn, DecodeError> {
     if depth > MAX_DEPTH {
         return Err(DecodeError("transactions too deep in each other"));
     }
-    let mut compare = Vec::new();
-    for _ in 0..input.varint()? {
+    let count = input.varint()?;
+    let mut compare = Vec::with_capacity(room_for(count));
+    for _ in 0..count {
         let tag = input.u8()?;
         let key = input.bytes()?;
         compare.push(match tag {
@@ -270,9 +271,15 @@ fn read_txn(input: &mut Reader, depth: usize) -> Result<Txn, DecodeError> {
     Ok(Txn { compare, then: read_ops(input, depth)?, otherwise: read_ops(input, depth)? })
 }
 
+/// What is made room for at once, where so many are said to follow.
+fn room_for(count: u64) -> usize {
+    count.min(64) as usize
+}
+
 fn read_ops(input: &mut Reader, depth: usize) -> Result<Vec<Op>, DecodeError> {
-    let mut ops = Vec::new();
-    for _ in 0..input.varint()? {
+    let count = input.varint()?;
+    let mut ops = Vec::with_capacity(room_for(count));
+    for _ in 0..count {
         ops.push(match input.u8()? {
             1 => Op::Put { key: input.bytes()?, value: input.bytes()?, lease: read_lease(input)? },
             2 => Op::Delete { start: input.bytes()?, end: None },

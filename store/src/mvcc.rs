@@ -66,7 +66,8 @@ pub struct Change {
     pub at: u64,
     pub batch: Option<Arc<Batch>>,
     pub lease: Option<LeaseChange>,
-    pub members: Option<Members>,
+    /// Rare, and much larger than the rest.
+    pub members: Option<Box<Members>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,7 +320,8 @@ impl State {
         self.members = members.clone();
         // It takes the age of its neighbour: what has no clock of its own must not outlive or cut the history.
         let at = self.history.back().map_or(0, |change| change.at);
-        self.record(Change { position, revision: self.revision, at, batch: None, lease: None, members: Some(members) });
+        let members = Some(Box::new(members));
+        self.record(Change { position, revision: self.revision, at, batch: None, lease: None, members });
     }
 
     /// Notes that an entry with no command (a new leader's first) has been passed.
@@ -457,7 +459,7 @@ pub fn advance(base: &mut Base, change: &Change) {
         None => {}
     }
     if let Some(members) = &change.members {
-        base.members = members.clone();
+        base.members = Members::clone(members);
     }
 }
 

@@ -81,7 +81,7 @@ impl Input {
     /// Answers whoever waits for it that it comes too late.
     pub fn refuse(self, error: &Error) {
         match self {
-            Input::Propose(proposed) => drop(proposed.answer.send(Err(error.clone()))),
+            Input::Propose(proposed) => drop(proposed.waiter.answer.send(Err(error.clone()))),
             Input::Change { answer, .. } => drop(answer.send(Err(error.clone()))),
             Input::Read(reader) => drop(reader.send(Err(error.clone()))),
             Input::Stop(Some(done)) => drop(done.send(())),
@@ -99,10 +99,16 @@ impl Input {
 #[derive(Debug)]
 pub struct Proposed {
     pub data: Bytes,
+    pub waiter: Waiter,
+}
+
+/// Who waits for what becomes of a proposal.
+#[derive(Debug)]
+pub struct Waiter {
     pub operation: &'static str,
     pub answer: oneshot::Sender<Result<Answer, Error>>,
     /// Held until the proposal is decided: it bounds how much can be under way.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl From<&Members> for ConfState {

@@ -20,7 +20,9 @@ use crate::{
     members,
     mvcc::{Answer, Image, Limits, Refusal},
     quota::{self, Fill, Verdict},
-    raft::{self, Input, NoPeers, Parts, Proposed, Queue, Runner, Sizes, Started, Transport, UNCOMMITTED_BYTES},
+    raft::{
+        self, Input, NoPeers, Parts, Proposed, Queue, Runner, Sizes, Started, Transport, UNCOMMITTED_BYTES, Waiter,
+    },
     shared::Shared,
     wire::{self, OnWire},
 };
@@ -488,7 +490,8 @@ impl Store {
 
     fn send(&self, Encoded { data, operation, .. }: Encoded, permit: OwnedSemaphorePermit) -> Answered {
         let (answer, answered) = oneshot::channel();
-        let input = Input::Propose(Proposed { data, operation, answer, permit: Some(permit) });
+        let waiter = Waiter { operation, answer, _permit: Some(permit) };
+        let input = Input::Propose(Proposed { data, waiter });
         match &self.proposed {
             None => self.inbox.0.push(input),
             Some(proposed) => {

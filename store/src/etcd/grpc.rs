@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header::CONTENT_TYPE};
 use prost::Message;
 
 use super::status::{Code, Status};
@@ -16,8 +16,9 @@ const OVERHEAD: usize = 512 << 10;
 const PREFIX: usize = 5;
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-const STATUS: &str = "grpc-status";
-const MESSAGE: &str = "grpc-message";
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const OK: HeaderValue = HeaderValue::from_static("0");
 
 /// One call: what the client sends, and where the answer goes.
 pub struct Call {
@@ -92,7 +93,7 @@ fn send(respond: &mut SendResponse<Bytes>, answer: &impl Message) -> Result<(), 
     let mut stream = respond.send_response(head(), false)?;
     stream.send_data(frame(answer), false)?;
     let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert(STATUS, HeaderValue::from_static("0"));
+    trailers.insert(STATUS, OK);
     stream.send_trailers(trailers)
 }
 
@@ -206,7 +207,7 @@ impl Outgoing {
     pub fn end(mut self, result: Result<(), Status>) {
         let mut trailers = HeaderMap::with_capacity(2);
         match result {
-            Ok(()) => drop(trailers.insert(STATUS, HeaderValue::from_static("0"))),
+            Ok(()) => drop(trailers.insert(STATUS, OK)),
             Err(status) => put_status(&mut trailers, &status),
         }
         let _ = self.stream.send_trailers(trailers);

@@ -13,26 +13,24 @@ use crate::{
     types::range_of,
 };
 
-/// The branches taken, in the order in which the transactions are met.
-#[derive(Default)]
-struct Path(Vec<bool>);
-
 impl State {
     pub(super) fn apply_txn(&mut self, position: Position, at: u64, txn: &Txn) -> Applied {
-        let mut path = Path::default();
-        if let Err(refusal) = self.decide(txn, &mut path) {
-            return Applied::refused(refusal);
-        }
+        // Which branches of transactions inside are taken, in the order in which they are met.
+        let mut inner = Vec::new();
+        let succeeded = match self.decide(txn, &mut inner) {
+            Ok(succeeded) => succeeded,
+            Err(refusal) => return Applied::refused(refusal),
+        };
         let revision = self.revision + 1;
-        let mut events = Vec::new();
-        let (succeeded, results) = self.carry_out(txn, &mut path.0.into_iter(), revision, &mut events);
+        let mut events = Vec::with_capacity(branch(txn, succeeded).len());
+        let results = self.carry_out(branch(txn, succeeded), &mut inner.into_iter(), revision, &mut events);
         let batch = self.commit(position, at, events, None);
         Applied { answer: Ok(Answer::Txn(TxnResult { succeeded, revision: self.revision, results })), batch }
     }
 
-    fn decide(&self, txn: &Txn, path: &mut Path) -> Result<(), Refusal> {
+    /// Whether a transaction's comparisons hold.
+    fn decide(&self, txn: &Txn, inner: &mut Vec<bool>) -> Result<bool, Refusal> {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-        path.0.push(succeeded);
         for op in branch(txn, succeeded) {
             match op {
                 Op::Put { lease, .. } => self.check_lease(*lease)?,
@@ -45,10 +43,14 @@ impl State {
                     }
                 }
                 Op::Delete { .. } | Op::Range { .. } => {}
-                Op::Txn(txn) => self.decide(txn, path)?,
+                Op::Txn(txn) => {
+                    let place = inner.len();
+                    inner.push(false);
+                    inner[place] = self.decide(txn, inner)?;
+                }
             }
         }
-        Ok(())
+        Ok(succeeded)
     }
 
     fn check_lease(&self, lease: Option<LeaseId>) -> Result<(), Refusal> {
@@ -75,13 +77,11 @@ impl State {
 
     fn carry_out(
         &mut self,
-        txn: &Txn,
-        path: &mut std::vec::IntoIter<bool>,
+        ops: &[Op],
+        inner: &mut std::vec::IntoIter<bool>,
         revision: Revision,
         events: &mut Vec<Event>,
-    ) -> (bool, Vec<OpResult>) {
-        let succeeded = path.next().unwrap_or(false);
-        let ops = branch(txn, succeeded);
+    ) -> Vec<OpResult> {
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
             results.push(match op {
@@ -96,12 +96,13 @@ impl State {
                 }
                 Op::Range { start, end } => OpResult::Range { items: self.select(start, end.as_ref()) },
                 Op::Txn(txn) => {
-                    let (succeeded, results) = self.carry_out(txn, path, revision, events);
+                    let succeeded = inner.next().unwrap_or(false);
+                    let results = self.carry_out(branch(txn, succeeded), inner, revision, events);
                     OpResult::Txn { succeeded, results }
                 }
             });
         }
-        (succeeded, results)
+        results
     }
 
     fn select(&self, start: &Bytes, end: Option<&Bytes>) -> Vec<Arc<KeyValue>> {

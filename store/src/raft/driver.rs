@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use raft::{
     RawNode, SnapshotStatus, SoftState, StateRole,
     eraftpb::{ConfState, Entry, HardState, Message, MessageType, Snapshot},
@@ -19,7 +19,7 @@ use raft::{
 use tokio::sync::oneshot;
 
 use super::{
-    Input, Proposed, Queue, Transport, keeper,
+    Input, Proposed, Queue, Transport, Waiter, keeper,
     pending::{Proposals, Readers},
     recover::{ELECTION_TICKS, Sizes, TICK, stopped},
     storage::RaftStorage,
@@ -300,30 +300,25 @@ impl Driver {
             return;
         }
         let now = self.now();
+        let first = self.proposals.next_number();
         let mut entries = Vec::with_capacity(proposed.len());
-        let mut numbers = Vec::with_capacity(proposed.len());
-        for one in proposed {
-            let data = one.data.clone();
-            let number = self.proposals.add(now, one);
-            entries.push(Entry { data, context: self.context(number), ..Entry::default() });
-            numbers.push(number);
+        let mut contexts = BytesMut::with_capacity(proposed.len() * CONTEXT_BYTES);
+        for Proposed { data, waiter } in proposed {
+            put_context(&mut contexts, self.node.raft.id, self.proposals.add(now, waiter));
+            entries.push(Entry { data, ..Entry::default() });
+        }
+        let mut contexts = contexts.freeze();
+        for entry in &mut entries {
+            entry.context = contexts.split_to(CONTEXT_BYTES);
         }
         let mut message = Message { from: self.node.raft.id, ..Message::default() };
         message.set_msg_type(MessageType::MsgPropose);
         message.set_entries(entries.into());
         if self.node.raft.step(message).is_err() {
-            for number in numbers {
+            for number in first..self.proposals.next_number() {
                 self.proposals.answer(number, Err(Error::Unavailable));
             }
         }
-    }
-
-    /// Marks an entry as one that somebody waits for here.
-    fn context(&self, number: u64) -> Bytes {
-        let mut context = BytesMut::with_capacity(16);
-        context.put_u64_le(self.node.raft.id);
-        context.put_u64_le(number);
-        context.freeze()
     }
 
     fn tick(&mut self) {
@@ -497,7 +492,15 @@ impl Driver {
 fn revocation(id: LeaseId, at: u64) -> Proposed {
     let data = command::encode(&Proposal { at, command: Command::LeaseRevoke { id } });
     let (answer, _) = oneshot::channel();
-    Proposed { data, operation: "lease revoke", answer, permit: None }
+    Proposed { data, waiter: Waiter { operation: "lease revoke", answer, _permit: None } }
+}
+
+/// A member and a number of its own: what marks an entry as one that somebody waits for there.
+const CONTEXT_BYTES: usize = 16;
+
+fn put_context(out: &mut impl BufMut, member: u64, number: u64) {
+    out.put_u64_le(member);
+    out.put_u64_le(number);
 }
 
 /// Spreads a number's bits over the whole range.

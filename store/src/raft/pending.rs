@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::sync::oneshot;
 
-use super::Proposed;
+use super::Waiter;
 use crate::{Error, mvcc::Answer};
 
 /// After this long a caller is told that the outcome is unknown.
@@ -14,10 +14,8 @@ const READ_RETRY: Duration = Duration::from_millis(300);
 const READ_WAIT: Duration = Duration::from_secs(5);
 
 struct Waiting {
-    operation: &'static str,
-    answer: oneshot::Sender<Result<Answer, Error>>,
+    waiter: Waiter,
     deadline: Duration,
-    _permit: Option<tokio::sync::OwnedSemaphorePermit>,
 }
 
 /// Proposals under way, which are numbered as they come. Bounded by the permits they hold.
@@ -39,17 +37,22 @@ impl Proposals {
         self.waiting.is_empty()
     }
 
+    /// What the next one will go by.
+    pub fn next_number(&self) -> u64 {
+        self.first + self.waiting.len() as u64
+    }
+
     /// Answers the number it goes by.
-    pub fn add(&mut self, now: Duration, Proposed { operation, answer, permit, .. }: Proposed) -> u64 {
-        self.waiting.push_back(Some(Waiting { operation, answer, deadline: now + PROPOSAL_WAIT, _permit: permit }));
-        self.first + self.waiting.len() as u64 - 1
+    pub fn add(&mut self, now: Duration, waiter: Waiter) -> u64 {
+        self.waiting.push_back(Some(Waiting { waiter, deadline: now + PROPOSAL_WAIT }));
+        self.next_number() - 1
     }
 
     pub fn answer(&mut self, number: u64, answer: Result<Answer, Error>) {
         let place = number.checked_sub(self.first).and_then(|at| self.waiting.get_mut(at as usize));
         if let Some(waiting) = place.and_then(Option::take) {
             // Whoever asked may have gone; the write stands all the same.
-            let _ = waiting.answer.send(answer);
+            let _ = waiting.waiter.answer.send(answer);
         }
         while let Some(None) = self.waiting.front() {
             self.waiting.pop_front();
@@ -60,7 +63,7 @@ impl Proposals {
     pub fn expire(&mut self, now: Duration) {
         while self.waiting.front().is_some_and(|first| first.as_ref().is_none_or(|first| first.deadline <= now)) {
             self.first += 1;
-            if let Some(Some(Waiting { operation, answer, .. })) = self.waiting.pop_front() {
+            if let Some(Some(Waiting { waiter: Waiter { operation, answer, .. }, .. })) = self.waiting.pop_front() {
                 let _ = answer.send(Err(Error::Timeout { operation, waited: PROPOSAL_WAIT }));
             }
         }
@@ -68,7 +71,7 @@ impl Proposals {
 
     pub fn fail_all(&mut self, error: impl Fn(&'static str) -> Error) {
         self.first += self.waiting.len() as u64;
-        for Waiting { operation, answer, .. } in self.waiting.drain(..).flatten() {
+        for Waiting { waiter: Waiter { operation, answer, .. }, .. } in self.waiting.drain(..).flatten() {
             let _ = answer.send(Err(error(operation)));
         }
     }
@@ -163,8 +166,8 @@ mod tests {
 
     fn propose(proposals: &mut Proposals, now: u64) -> (u64, oneshot::Receiver<Result<Answer, Error>>) {
         let (answer, answered) = oneshot::channel();
-        let proposed = Proposed { data: bytes::Bytes::new(), operation: "test", answer, permit: None };
-        (proposals.add(Duration::from_secs(now), proposed), answered)
+        let waiter = Waiter { operation: "test", answer, _permit: None };
+        (proposals.add(Duration::from_secs(now), waiter), answered)
     }
 
     #[test]

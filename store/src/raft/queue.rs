@@ -5,6 +5,9 @@ use std::{
     time::Duration,
 };
 
+/// For so many items room is kept, at most.
+const ROOM: usize = 256;
+
 #[derive(Debug)]
 pub struct Queue<T> {
     items: Mutex<Items<T>>,
@@ -75,7 +78,10 @@ impl<T> Queue<T> {
 
     /// Everything that is there; waits for something, but no longer than `timeout`.
     pub fn take(&self, timeout: Duration) -> Vec<T> {
-        std::mem::take(&mut self.filled_within(timeout).waiting)
+        let mut items = self.filled_within(timeout);
+        // What comes next is about as much.
+        let next = Vec::with_capacity(items.waiting.len().min(ROOM));
+        std::mem::replace(&mut items.waiting, next)
     }
 
     fn filled_within(&self, timeout: Duration) -> MutexGuard<'_, Items<T>> {

@@ -14,7 +14,7 @@ use crate::{
     command::{self, Command, Proposal},
     disk::memory::faults::Dice,
     mvcc::Answer,
-    raft::{Input, Proposed},
+    raft::{Input, Proposed, Waiter},
     shared::Shared,
 };
 
@@ -250,7 +250,10 @@ impl World {
                 let record = self.clients.begin(what);
                 let data = command::encode(&Proposal { at: self.now / 1000, command });
                 let (answer, answered) = oneshot::channel();
-                inbox.push(Input::Propose(Proposed { data, operation: "simulated", answer, permit: None }));
+                inbox.push(Input::Propose(Proposed {
+                    data,
+                    waiter: Waiter { operation: "simulated", answer, _permit: None },
+                }));
                 self.clients.clients[n].running = Some(Running { record, shared, waits: Waits::Answer(answered) });
             }
         }

@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use raft::{
     StateRole,
     eraftpb::{ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType},
 };
 use tokio::sync::oneshot;
 
-use super::{ABSENT, CAUGHT_UP, Driver, SLOW_DISK, SLOW_DISK_REST, apply::parse};
+use super::{ABSENT, CAUGHT_UP, CONTEXT_BYTES, Driver, SLOW_DISK, SLOW_DISK_REST, apply::parse, put_context};
 use crate::{
     Error, Group, MemberChange,
     mvcc::{Answer, Members},
-    raft::{Proposed, recover::stopped},
+    raft::{Waiter, recover::stopped},
 };
 
 impl Driver {
@@ -40,8 +39,8 @@ impl Driver {
 
     /// Only the leader changes who belongs to the group, and one thing at a time.
     pub(super) fn change(&mut self, change: MemberChange, answer: oneshot::Sender<Result<Answer, Error>>) {
-        let proposed = Proposed { data: Bytes::new(), operation: "change of members", answer, permit: None };
-        let number = self.proposals.add(self.now(), proposed);
+        let waiter = Waiter { operation: "change of members", answer, _permit: None };
+        let number = self.proposals.add(self.now(), waiter);
         if let Err(error) = self.propose_change(number, change) {
             self.proposals.answer(number, Err(error));
         }
@@ -91,8 +90,9 @@ impl Driver {
         };
         let single = ConfChangeSingle { change_type: kind, node_id: id, ..ConfChangeSingle::default() };
         let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
-        let context = self.context(number);
-        self.node.propose_conf_change(context.to_vec(), change).map_err(|_| Error::Unavailable)
+        let mut context = Vec::with_capacity(CONTEXT_BYTES);
+        put_context(&mut context, self.node.raft.id, number);
+        self.node.propose_conf_change(context, change).map_err(|_| Error::Unavailable)
     }
 
     /// Whether of those who would still have a vote, once `id` has none, too few are there to decide anything.
