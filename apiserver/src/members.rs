@@ -390,7 +390,12 @@ async fn admit_at(app: &App, application: Application) -> Result<u64, Status> {
             url,
             "a new server takes the place of one with an empty disk"
         );
-        take_out(app, before).await?;
+        // Too few of the others may be there just now: whoever joins tries on.
+        let later = |refused: Status| match refused.reason {
+            Reason::BadRequest => Status::service_unavailable(refused.message).retry_after(1),
+            _ => refused,
+        };
+        take_out(app, before).await.map_err(later)?;
     }
     let id = entropy::number().max(1);
     let info = MemberInfo { name, peer_urls: vec![url.clone()], ..MemberInfo::default() };

@@ -23,7 +23,7 @@
 //! - snapshot + log hold everything acknowledged; the checkpoint is a cache and may be lost at any time;
 //! - a snapshot never changes; a watcher is delivered each event of its range once, in order;
 //! - nothing grows without bound: proposals by permits, history by limits, watchers by the history, the log by
-//!   snapshots, what waits for the checkpoint by its bytes.
+//!   snapshots, what the checkpoint lacks by keys and bytes.
 
 mod backup;
 mod check;

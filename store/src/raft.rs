@@ -1,6 +1,6 @@
 //! Consensus: the loop around raft-rs, on a thread of its own, with the log's and the checkpoint's beside it.
 //!
-//! Modules, in reading order: `driver` decides, `runner` is its thread, `pending` who waits for what, `storage` what
+//! Modules, in reading order: `driver` decides, `runner` works it, `pending` who waits for what, `storage` what
 //! raft-rs reads, `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between
 //! threads.
 

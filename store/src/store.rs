@@ -217,8 +217,8 @@ impl Store {
         confirmed.await.unwrap_or(Err(Error::Closed))
     }
 
-    /// Carries out a transaction; returns once it is durable and applied. Not an `async fn`, which would keep the whole of
-    /// it while it waits.
+    /// Carries out a transaction, which is proposed at once; resolves when it is durable and applied. Not an `async fn`, which
+    /// would keep the whole of it while it waits.
     pub fn txn(&self, txn: Txn) -> impl Future<Output = Result<TxnResult, Error>> + Send {
         let begun = self.begin(txn);
         async move {

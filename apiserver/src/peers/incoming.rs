@@ -37,10 +37,6 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
     if http::Uri::from_str(url).ok().and_then(|url| url.port_u16()).is_none() {
         return Err(Status::bad_request(format!("{url:?} is no server's address")));
     }
-    let ours = format!("{:016x}", app.store.raw().status().member_id);
-    if text(&TO).is_some_and(|to| to != ours) {
-        return Err(Status::new(Reason::Conflict, "another server of the cluster is at its address"));
-    }
     let snapshot = app.store.raw().snapshot();
     let generation = text(&GENERATION).and_then(|text| text.parse::<u64>().ok());
     // Whatever its number: the same may have been given again in another life. Who knows of no member is of none yet, be it
@@ -58,6 +54,11 @@ fn sender(app: &App, headers: &HeaderMap) -> Result<Sender, Status> {
     }
     if known.get(&id).is_some_and(|info| info.removed) {
         return Err(Status::gone(REMOVED));
+    }
+    // Last: whoever has to join anew, or is removed, is told so whomever they look for.
+    let ours = format!("{:016x}", app.store.raw().status().member_id);
+    if text(&TO).is_some_and(|to| to != ours) {
+        return Err(Status::new(Reason::Conflict, "another server of the cluster is at its address"));
     }
     app.peers.hear(id, url);
     Ok(Sender::Member(id))

@@ -61,7 +61,8 @@ impl Runner {
             self.inbox.wait(wait);
             next = self.work().as_mut().and_then(Work::round);
         }
-        if let Some(work) = self.work().take() {
+        let work = self.work().take();
+        if let Some(work) = work {
             work.finish();
         }
     }
