@@ -143,15 +143,14 @@ pub async fn place(app: &App, which: &str, request: Request<Body>) -> Result<Res
     let _one = app.changing.lock().await;
     look_anew(app).await?;
     check_place(app, &url)?;
-    let mut known = app.store.raw().snapshot().members();
-    let info = known.remove(&id).filter(|info| !info.removed).ok_or_else(|| Status::gone(REMOVED))?;
-    if let Some(other) = known.values().find(|other| is_at(other, &url)) {
-        return Err(Status::bad_request(format!("{url} is the address of another server, {:?}", other.name)));
-    }
-    let placed = MemberInfo { name, peer_urls: vec![url], ..info.clone() };
-    if placed != info {
-        write(app, id, &placed).await?;
-    }
+    let placed = |mut known: BTreeMap<u64, MemberInfo>| {
+        let info = known.remove(&id).filter(|info| !info.removed).ok_or_else(|| Status::gone(REMOVED))?;
+        if let Some(other) = known.values().find(|other| is_at(other, &url)) {
+            return Err(Status::bad_request(format!("{url} is the address of another server, {:?}", other.name)));
+        }
+        Ok(MemberInfo { name: name.clone(), peer_urls: vec![url.clone()], ..info })
+    };
+    revise(app, id, placed).await??;
     Ok(present::value(StatusCode::OK, Form::JSON, &json!({"member": which})))
 }
 

@@ -180,6 +180,6 @@ fn open(app: &Arc<App>, id: u64, url: String) -> Link {
     let waiting = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     tasks.spawn(dial::messages(app.clone(), id, urls.clone(), dial::Waiting { queue, bytes: waiting.clone() }));
-    tasks.spawn(dial::snapshots(app.clone(), urls, outgoing));
+    tasks.spawn(dial::snapshots(app.clone(), id, urls, outgoing));
     Link { messages, waiting, snapshots, url, _tasks: tasks }
 }

@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// What makes another machine a further server, of the cluster of the one at `url`. The token itself is worth the whole
 /// cluster: it stands in its file only, which is on the machine of `data_dir`.
 pub fn command(url: &str, data_dir: &Path) -> String {
-    format!("minik8s server --join {url} --token $(cat {})", data_dir.join("server-token").display())
+    format!("minik8s server --join {url} --token TOKEN, which is in {} here", data_dir.join("server-token").display())
 }
 
 /// The file that says where a server whose store was set aside is to join anew.

@@ -213,7 +213,7 @@ impl ControlPlane {
             Ok(server) => server,
             Err(error) => {
                 // Whoever starts anew must find the store closed; what else there is to say has been said by the error.
-                let _ = store.shutdown().await;
+                store.shutdown().await.context("close the store")?;
                 return Err(error);
             }
         };
@@ -275,7 +275,8 @@ impl ControlPlane {
         // While requests under way still have somebody to carry them out.
         self.store.step_down().await;
         self.stopping.send_replace(true);
-        tokio::join!(self.server.shutdown(), self.etcd.join_all());
+        // What has come of the etcd API's task does not matter any more.
+        tokio::join!(self.server.shutdown(), async { while self.etcd.join_next().await.is_some() {} });
         self.store.shutdown().await.context("close the store")
     }
 }

@@ -134,7 +134,8 @@ mod tests {
         let shown = |leader: &str, members: Value| {
             remarks(&json!({"leader": leader, "members": members, "alarms": []}), Path::new("/d"))
         };
-        let more = "a further server:  minik8s server --join https://h1:1 --token $(cat /d/server-token)\n";
+        let more =
+            "a further server:  minik8s server --join https://h1:1 --token TOKEN, which is in /d/server-token here\n";
         let one = member(1, true, true.into());
         assert_eq!(shown("1", json!([one])), more);
         let two = shown("1", json!([one, member(2, true, false.into())]));

@@ -99,11 +99,16 @@ impl Checkpoint {
         }
         let costs_ms = image.map.len() as u64 * KEY_MICROS / 1000;
         if at < *self.replaced.get_or_insert(at) + costs_ms * RARE {
-            self.is_whole = false;
-            return self.db.remove(BASE).map(drop);
+            return self.forget();
         }
         self.replaced = Some(at);
         self.replace(image)
+    }
+
+    /// Leaves the database with nothing, until all of it is written anew.
+    pub fn forget(&mut self) -> Result<(), sled::Error> {
+        self.is_whole = false;
+        self.db.remove(BASE).map(drop)
     }
 
     /// Brings what can be had cheaply to the disk, for the next start.
@@ -277,6 +282,21 @@ mod tests {
         drop(checkpoint);
         let found = reopened(dir.path()).expect("it is whole");
         assert_eq!((found.base, found.map), (state.image().base, state.image().map));
+    }
+
+    /// A state from elsewhere: until it is on the disk, nothing may claim it.
+    #[test]
+    fn a_forgotten_state_is_not_written_at_a_stop() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut checkpoint, _) = Checkpoint::open(dir.path()).expect("it opens");
+        let mut state = State::new(Image::default());
+        checkpoint.replace(&state.image()).expect("written");
+        checkpoint.forget().expect("forgotten");
+        let mut gained = Gained::default();
+        gained.note(&put(&mut state, 1));
+        checkpoint.finish(state.base(), gained).expect("flushed");
+        drop(checkpoint);
+        assert!(reopened(dir.path()).is_none());
     }
 
     #[test]

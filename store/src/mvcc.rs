@@ -366,7 +366,7 @@ impl State {
 
     /// Whether the history is over a limit by enough to be worth a trim, `now` being the newest entry's time.
     pub fn over(&self, limits: &Limits, now: u64) -> bool {
-        // An eighth of slack makes one checkpoint write of many changes.
+        // An eighth of slack makes one trim of many changes.
         let slack = |limit: usize| limit + limit / 8;
         let old = self.history.front().is_some_and(|front| front.at + limits.age_ms + limits.age_ms / 8 < now);
         self.history.len() > slack(limits.revisions) || self.history_bytes > slack(limits.bytes) || old
@@ -446,7 +446,7 @@ impl Undo {
 }
 
 /// What one change does to everything of a base but its keys.
-pub fn advance(base: &mut Base, change: &Change) {
+fn advance(base: &mut Base, change: &Change) {
     base.position = change.position;
     base.revision = change.revision;
     match change.lease {

@@ -1,4 +1,5 @@
-//! Consensus: the loop around raft-rs, on a thread of its own, with the log's and the checkpoint's beside it.
+//! Consensus: the loop around raft-rs, worked by a thread of its own or by who proposes, with the log's thread and the
+//! checkpoint's beside it.
 //!
 //! Modules, in reading order: `driver` decides, `runner` works it, `pending` who waits for what, `storage` what
 //! raft-rs reads, `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between
@@ -45,6 +46,9 @@ impl Transport for NoPeers {
     fn send_snapshot(&mut self, _snapshot: OutgoingSnapshot) {}
 }
 
+/// Whom to tell that all of it has ended, or what has not.
+pub type Stopped = oneshot::Sender<Result<(), Error>>;
+
 /// Everything that can happen to the driver.
 #[derive(Debug)]
 pub enum Input {
@@ -74,7 +78,7 @@ pub enum Input {
         snapshot_bytes: u64,
     },
     Failed(Error),
-    Stop(Option<oneshot::Sender<()>>),
+    Stop(Option<Stopped>),
 }
 
 impl Input {
@@ -84,7 +88,7 @@ impl Input {
             Input::Propose(proposed) => drop(proposed.waiter.answer.send(Err(error.clone()))),
             Input::Change { answer, .. } => drop(answer.send(Err(error.clone()))),
             Input::Read(reader) => drop(reader.send(Err(error.clone()))),
-            Input::Stop(Some(done)) => drop(done.send(())),
+            Input::Stop(Some(done)) => drop(done.send(Ok(()))),
             Input::Message(_)
             | Input::SnapshotSent { .. }
             | Input::StepDown(_)

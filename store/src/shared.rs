@@ -11,7 +11,7 @@ use crate::{Error, Group, mvcc::State, watch::Hub};
 
 #[derive(Debug)]
 pub struct Shared {
-    /// Written by the one thread that applies; read by all, for as long as it takes to copy pointers.
+    /// Written by whoever works the driver; read by all, for as long as it takes to copy pointers.
     state: RwLock<State>,
     pub hub: Hub,
     pub gauges: Gauges,
@@ -61,7 +61,7 @@ pub struct Gauges {
     leader: AtomicU64,
     term: AtomicU64,
     log_bytes: AtomicU64,
-    /// What the keys take, values and all.
+    /// What is stored takes.
     bytes: AtomicU64,
     /// Somebody has found the quota exceeded.
     alarmed: AtomicBool,

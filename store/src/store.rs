@@ -41,7 +41,7 @@ pub struct Config {
     pub history_revisions: usize,
     /// How long back can be read and watched from.
     pub history_age: Duration,
-    /// How many bytes keys and values may take.
+    /// How many bytes may be stored.
     pub quota_bytes: usize,
 }
 
@@ -384,8 +384,15 @@ impl Store {
     pub async fn shutdown(&self) -> Result<(), Error> {
         let (done, stopped) = oneshot::channel();
         self.inbox.0.push(Input::Stop(Some(done)));
-        // A store that has stopped already lets the question drop, which is an answer too.
-        let _ = stopped.await;
+        match tokio::time::timeout(SHUTDOWN_WAIT, stopped).await {
+            // A store that has stopped already lets the question drop, which is an answer too.
+            Ok(Ok(Ok(())) | Err(_)) => {}
+            Ok(Ok(left)) => return left,
+            Err(_) => {
+                let reason = format!("it has not ended within {SHUTDOWN_WAIT:?}: the disk takes nothing");
+                return Err(Error::Fatal { reason });
+            }
+        }
         // That it is closed is what was asked for.
         self.shared.check_open().or_else(|error| if matches!(error, Error::Fatal { .. }) { Err(error) } else { Ok(()) })
     }
@@ -532,6 +539,8 @@ fn encode(operation: &'static str, command: Command) -> Result<Encoded, Error> {
     Ok(Encoded { data, operation, permits: 1 + (bytes / PERMIT_BYTES) as u32 })
 }
 
+/// Longer than every part of an end may take, but for a disk that hangs while the driver itself writes to it.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(60);
 /// A handover takes a round trip, or two.
 const STEP_DOWN_WAIT: Duration = Duration::from_secs(2);
 

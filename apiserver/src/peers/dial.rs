@@ -272,18 +272,23 @@ async fn converse(app: &App, (id, url): (u64, &str), waiting: &Arc<Mutex<Waiting
 }
 
 /// Sends one server the snapshots that it is to have, one after the other.
-pub async fn snapshots(app: Arc<App>, urls: watch::Receiver<String>, mut queue: mpsc::Receiver<OutgoingSnapshot>) {
+pub async fn snapshots(
+    app: Arc<App>,
+    id: u64,
+    urls: watch::Receiver<String>,
+    mut queue: mpsc::Receiver<OutgoingSnapshot>,
+) {
     while let Some(snapshot) = queue.recv().await {
         let url = urls.borrow().clone();
-        match send_snapshot(&app, &url, snapshot).await {
+        match send_snapshot(&app, id, &url, snapshot).await {
             Ok(()) => tracing::info!(url, "a snapshot was sent to another server"),
             Err(error) => tracing::info!(url, %error, "a snapshot could not be sent to another server"),
         }
     }
 }
 
-async fn send_snapshot(app: &App, url: &str, snapshot: OutgoingSnapshot) -> io::Result<()> {
-    let connection = connect(app, url).await?;
+async fn send_snapshot(app: &App, id: u64, url: &str, snapshot: OutgoingSnapshot) -> io::Result<()> {
+    let connection = connect(app, url).await?.to(id);
     let (pieces, body) = mpsc::channel(PIECES);
     let encoding = tokio::task::spawn_blocking(move || {
         // Ends early where nobody takes the pieces any more.

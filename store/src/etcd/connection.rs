@@ -95,8 +95,8 @@ where
     }
 }
 
-/// A stream that takes one buffer at a time. To one that takes several, h2 gives each message of 256 bytes and more beside its
-/// own buffer, which then cannot take the next answer before it is written; so it is with those of 1024 bytes.
+/// A stream that takes one buffer at a time. Told so, h2 puts messages of up to 1 KiB together; of a stream that takes several
+/// it has each message of 256 bytes and more written by itself.
 struct OneBuffer<T>(T);
 
 impl<T: AsyncRead + Unpin> AsyncRead for OneBuffer<T> {

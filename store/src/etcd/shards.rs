@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{Api, Tls, connect};
 
-/// Half of the processors at most: the store has threads of its own, and they are what clients wait for.
+/// Half of the processors at most: the other half is for what else the server does.
 const SHARE: usize = 2;
 /// Some hundred thousand puts a second each: more than any disk's log takes.
 const MOST: usize = 4;

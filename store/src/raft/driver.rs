@@ -19,7 +19,7 @@ use raft::{
 use tokio::sync::oneshot;
 
 use super::{
-    Input, Proposed, Queue, Transport, Waiter, keeper,
+    Input, Proposed, Queue, Stopped, Transport, Waiter, keeper,
     pending::{Proposals, Readers},
     recover::{ELECTION_TICKS, Sizes, TICK, stopped},
     storage::RaftStorage,
@@ -125,7 +125,7 @@ pub struct Driver {
     log_bytes_cut: u64,
     snapshot_bytes: u64,
     snapshot_under_way: bool,
-    stop: Option<(Duration, Option<oneshot::Sender<()>>)>,
+    stop: Option<(Duration, Option<Stopped>)>,
 }
 
 impl Driver {
@@ -199,12 +199,14 @@ impl Driver {
         self.proposals.fail_all(|_| error.clone());
         self.readers.fail_all(error);
         self.log.push(writer::Job::Stop);
-        let base = self.shared.state().base().clone();
-        self.keeper.stop(base);
+        match error {
+            Error::Closed => self.keeper.stop(self.shared.state().base().clone()),
+            _ => self.keeper.abandon(),
+        }
     }
 
     /// Whom to tell that the stop is complete.
-    pub fn stopper(&mut self) -> Option<oneshot::Sender<()>> {
+    pub fn stopper(&mut self) -> Option<Stopped> {
         self.stop.take().and_then(|(_, done)| done)
     }
 
@@ -280,7 +282,7 @@ impl Driver {
                     match &mut self.stop {
                         None => self.stop = Some((now, done)),
                         Some((_, first)) if first.is_none() => *first = done,
-                        Some(_) => drop(done.map(|done| done.send(()))),
+                        Some(_) => drop(done.map(|done| done.send(Ok(())))),
                     }
                 }
             }
@@ -481,7 +483,8 @@ impl Driver {
         self.shared.gauges.fill(&state);
         *self.shared.state_mut() = state;
         self.shared.hub.reset(revision);
-        self.keeper.replace(image.clone());
+        // Not replaced by the image: that is not on the disk yet, and a checkpoint must not be ahead of the log.
+        self.keeper.forget();
         self.applied = position.index;
         // All of it is in the snapshot.
         self.committed.clear();

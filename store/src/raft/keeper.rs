@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub enum Job {
-    /// The checkpoint has nothing to do with the state any more.
+    /// The state was not made of the checkpoint.
     Replace(Image),
     /// Write the base as a snapshot and cut the log behind it.
     Snapshot {
@@ -23,10 +23,10 @@ pub enum Job {
         /// When the newest change was made.
         at: u64,
     },
-    Stop {
-        base: Base,
-        gained: Gained,
-    },
+    /// The state has become another one, which a snapshot has or will have.
+    Forget,
+    /// With what the next start may have of the checkpoint, after an orderly end.
+    Stop(Option<(Base, Gained)>),
 }
 
 /// The driver's end.
@@ -41,9 +41,12 @@ impl Handle {
         self.gained.note(forgotten);
     }
 
-    pub fn replace(&mut self, image: Image) {
-        self.gained = Gained::default();
+    pub fn replace(&self, image: Image) {
         self.jobs.push(Job::Replace(image));
+    }
+
+    pub fn forget(&self) {
+        self.jobs.push(Job::Forget);
     }
 
     pub fn snapshot(&mut self, base: Undo, at: u64) {
@@ -53,7 +56,12 @@ impl Handle {
 
     pub fn stop(&mut self, base: Base) {
         let gained = std::mem::take(&mut self.gained);
-        self.jobs.push(Job::Stop { base, gained });
+        self.jobs.push(Job::Stop(Some((base, gained))));
+    }
+
+    /// Where nobody knows how far what was noted goes.
+    pub fn abandon(&self) {
+        self.jobs.push(Job::Stop(None));
     }
 }
 
@@ -94,7 +102,7 @@ impl Keeper {
 
     pub fn turn(&mut self, jobs: Vec<Job>) -> ControlFlow<()> {
         for job in jobs {
-            let stop = matches!(job, Job::Stop { .. });
+            let stop = matches!(job, Job::Stop(_));
             if let Err(error) = self.work(job) {
                 self.inbox.push(Input::Failed(error));
                 return ControlFlow::Break(());
@@ -122,7 +130,9 @@ impl Keeper {
                 let index = image.base.position.index;
                 self.log.push(writer::Job::Purge { index, snapshot_bytes: bytes });
             }
-            Job::Stop { base, gained } => self.keep(|checkpoint| checkpoint.finish(&base, gained)),
+            Job::Forget => self.keep(|checkpoint| checkpoint.forget().map_err(|error| error.to_string())),
+            Job::Stop(Some((base, gained))) => self.keep(|checkpoint| checkpoint.finish(&base, gained)),
+            Job::Stop(None) => {}
         }
         Ok(())
     }

@@ -18,7 +18,8 @@ struct Waiting {
     deadline: Duration,
 }
 
-/// Proposals under way, which are numbered as they come. Bounded by the permits they hold.
+/// Proposals under way, which are numbered as they come. Bounded by the permits they hold, and by `PROPOSAL_WAIT`: so long an
+/// unanswered one may keep the places of those behind it.
 pub struct Proposals {
     /// Their numbers have no gap; those answered out of turn leave an empty place.
     waiting: VecDeque<Option<Waiting>>,

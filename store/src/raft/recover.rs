@@ -66,7 +66,7 @@ pub struct Parts {
     pub lock: Option<PathBuf>,
     pub transport: Box<dyn Transport>,
     pub sizes: Sizes,
-    /// How many bytes keys and values may take.
+    /// How many bytes may be stored.
     pub quota: usize,
 }
 
@@ -178,7 +178,7 @@ pub fn assemble(parts: Parts, seed: u64) -> Result<Member, Error> {
         inbox: inbox.clone(),
         shared: shared.clone(),
     };
-    let (keeper, mut handle) =
+    let (keeper, handle) =
         Keeper::new(parts.checkpoint, checkpoint, parts.disk, parts.snapshot_dir, (jobs.clone(), inbox.clone()));
     if origin != Origin::Checkpoint {
         handle.replace(image);

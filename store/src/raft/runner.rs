@@ -144,12 +144,14 @@ impl Work {
         self.driver.end(&error);
         self.write();
         // After a failure nobody knows how long the others may hang in it, and nothing of theirs is needed any more.
+        let mut stopped = Ok(());
         if matches!(error, Error::Closed) {
-            let ended = self.threads.drain(..).all(|thread| thread.ends_within(LAST_WORK));
-            if !ended {
-                tracing::warn!(
-                    "the disk does not take the store's last work: it is left, as everything acknowledged is safe"
-                );
+            // The log's first, which began last: what it has weighs more than a checkpoint.
+            let late = self.threads.drain(..).rev().filter(|thread| !thread.ends_within(LAST_WORK)).count();
+            if late > 0 {
+                let reason = "the disk has not taken its last work in time; everything acknowledged is safe".to_owned();
+                tracing::warn!("the store is left: {reason}");
+                stopped = Err(Error::Fatal { reason });
                 // Nobody else may write there while it may still come: the lock goes with the process.
                 std::mem::forget(self.lock.take());
             }
@@ -158,7 +160,7 @@ impl Work {
         // Whoever sent something while the doors were closing is told too.
         self.inbox.close().into_iter().for_each(|input| input.refuse(&error));
         if let Some(done) = self.driver.stopper() {
-            let _ = done.send(());
+            let _ = done.send(stopped);
         }
     }
 }

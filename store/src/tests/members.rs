@@ -7,8 +7,9 @@ use std::{
 };
 
 use ::raft::eraftpb::Message;
+use futures_util::future::select_all;
 
-use super::{contents, in_time, put_into};
+use super::{bytes, contents, in_time, put_into};
 use crate::{
     Error, Store,
     disk::memory::MemoryDisk,
@@ -16,6 +17,9 @@ use crate::{
     raft::{Input, Parts, Queue, Sizes, Transport},
     wire::OutgoingSnapshot,
 };
+
+/// A leader that is to be replaced by another one, and is not, leads on after this.
+const GIVEN_UP: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Default)]
 pub struct Network(Arc<Mutex<Wires>>);
@@ -104,46 +108,63 @@ impl Group {
 
     /// Puts through any of `ids`, again and again until it is done: a write whose outcome is unknown is repeated.
     pub async fn put(&self, ids: &[u64], key: &str, value: &str) {
-        in_time(&format!("a put through {ids:?}"), async {
-            for id in ids.iter().cycle() {
-                match put_into(&self.stores[id], key, value).await {
-                    Ok(_) => return,
-                    Err(Error::Unavailable | Error::LeaderChanged { .. } | Error::Timeout { .. }) => {
-                        tokio::time::sleep(Duration::from_millis(5)).await;
+        let attempts = async {
+            loop {
+                let changed = self.next_change(ids);
+                for id in ids {
+                    match put_into(&self.stores[id], key, value).await {
+                        Ok(_) => return,
+                        Err(Error::Unavailable | Error::LeaderChanged { .. } | Error::Timeout { .. }) => {}
+                        Err(error) => panic!("{error}"),
                     }
-                    Err(error) => panic!("{error}"),
                 }
+                // A leader that could not be replaced stays, and nothing changes.
+                let _ = tokio::time::timeout(GIVEN_UP, changed).await;
             }
-        })
-        .await;
+        };
+        in_time(&format!("a put through {ids:?}"), attempts).await;
     }
 
     pub async fn leader(&self, among: &[u64]) -> u64 {
-        in_time("a leader", async {
+        let found = async {
             loop {
+                let changed = self.next_change(among);
                 let mut leaders = among.iter().map(|id| self.stores[id].status().leader_id);
                 let first = leaders.next().unwrap();
                 if first != 0 && among.contains(&first) && leaders.all(|leader| leader == first) {
                     return first;
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                changed.await;
             }
-        })
-        .await
+        };
+        in_time("a leader", found).await
+    }
+
+    /// The next change, from now on, of what one of `ids` knows of the group.
+    fn next_change(&self, ids: &[u64]) -> impl Future<Output = ()> + use<> {
+        let groups: Vec<_> = ids.iter().map(|id| self.stores[id].group()).collect();
+        let changes = groups.into_iter().map(|mut group| Box::pin(async move { group.changed().await.is_ok() }));
+        let changed = select_all(changes);
+        async { drop(changed.await) }
     }
 
     pub async fn all_equal(&self) {
-        in_time("all members to be equal", async {
-            loop {
-                let states: Vec<_> =
-                    self.stores.values().map(|store| (store.snapshot().revision(), contents(store))).collect();
-                if states.windows(2).all(|pair| pair[0] == pair[1]) {
-                    return;
+        let newest = self.stores.values().map(|store| store.snapshot().revision()).max().unwrap();
+        for store in self.stores.values() {
+            let caught_up = async {
+                loop {
+                    let mut watcher = store.watch(bytes(""), bytes(""), 0).unwrap();
+                    // What is sent as a snapshot ends the watcher.
+                    while store.snapshot().revision() < newest && watcher.next().await.is_ok() {}
+                    if store.snapshot().revision() >= newest {
+                        return;
+                    }
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
+            };
+            in_time("a member to have what another one has", caught_up).await;
+        }
+        let states: Vec<_> = self.stores.values().map(|store| (store.snapshot().revision(), contents(store))).collect();
+        assert!(states.windows(2).all(|pair| pair[0] == pair[1]), "members differ: {states:?}");
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Driver, members::widen};
 use crate::{
     Batch, Error,
     command::{self, Command, Proposal},
-    mvcc::{Answer, Applied, Members, Position, Refusal, State},
+    mvcc::{Answer, Applied, Change, Members, Position, Refusal, State, Undo},
 };
 
 /// To cut the log is to write the whole state, twice. So it grows to a multiple of that first, which a start replays in some
@@ -62,11 +62,12 @@ impl Driver {
                 }
             }
         }
-        self.trim(&mut state);
+        let trimmed = self.trim(&mut state);
         let forgotten = state.oldest_event() - 1;
         self.shared.gauges.fill(&state);
         drop(state);
         self.applied = last;
+        self.keep(trimmed);
         let sleepers = self.shared.hub.dispatch(&batches);
         for (id, answer) in answers {
             self.proposals.answer(id, answer.map_err(Error::from));
@@ -126,18 +127,31 @@ impl Driver {
         }
     }
 
-    /// Cuts the history to its limits, and has the checkpoint and the log follow.
-    fn trim(&mut self, state: &mut State) {
+    /// Cuts the history to its limits; with what a snapshot is made of, where one is due.
+    fn trim(&self, state: &mut State) -> Trimmed {
         if !state.over(&self.limits, self.at) {
-            return;
+            return Trimmed::default();
         }
-        self.keeper.note(&state.trim(&self.limits, self.at));
+        let forgotten = state.trim(&self.limits, self.at);
         let grown = self.shared.gauges.log_bytes_now().saturating_sub(self.log_bytes_cut);
-        if !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes) {
+        let due = !self.snapshot_under_way && grown > self.sizes.cut_after.max(CUT_RATIO * self.snapshot_bytes);
+        Trimmed { forgotten, base: due.then(|| state.base_image()) }
+    }
+
+    /// Has the checkpoint and the log follow what was trimmed.
+    fn keep(&mut self, Trimmed { forgotten, base }: Trimmed) {
+        self.keeper.note(&forgotten);
+        if let Some(base) = base {
             self.snapshot_under_way = true;
-            self.keeper.snapshot(state.base_image(), self.at);
+            self.keeper.snapshot(base, self.at);
         }
     }
+}
+
+#[derive(Default)]
+struct Trimmed {
+    forgotten: Vec<Change>,
+    base: Option<Undo>,
 }
 
 struct Decoded {
