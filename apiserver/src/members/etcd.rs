@@ -10,7 +10,7 @@ use store::{
     etcd::{Cluster, ClusterChange, ClusterError, Doing},
 };
 
-use super::{Admitted, Application, admit_at, pass_on, promote_one, revise, take_out};
+use super::{Admitted, Application, admit_at, is_at, pass_on, promote_one, revise, take_out};
 use crate::{App, objects::store_failure, paths};
 
 /// The cluster, for [`store::etcd::serve`].
@@ -51,7 +51,7 @@ async fn add(app: &App, peer_urls: Vec<String>) -> Result<u64, ClusterError> {
     let [url] = &peer_urls[..] else {
         return Err(ClusterError::Other("a server has one address".into()));
     };
-    if newest(app).await?.values().any(|info| !info.removed && info.peer_urls.contains(url)) {
+    if newest(app).await?.values().any(|info| is_at(info, url)) {
         return Err(ClusterError::Exists);
     }
     // The place is kept for whoever joins from there: it takes it over under a number of its own.
@@ -86,10 +86,8 @@ async fn update(app: &App, id: u64, peer_urls: Vec<String>) -> Result<u64, Clust
 
 /// What is known of a member once it is elsewhere.
 pub fn moved(members: BTreeMap<u64, MemberInfo>, id: u64, peer_urls: &[String]) -> Result<MemberInfo, ClusterError> {
-    let is_there = |url: &String| {
-        members.iter().any(|(&other, info)| other != id && !info.removed && info.peer_urls.contains(url))
-    };
-    let taken = peer_urls.iter().any(is_there);
+    let taken = |url: &String| members.iter().any(|(&other, info)| other != id && is_at(info, url));
+    let taken = peer_urls.iter().any(taken);
     let info = known(members, id)?;
     match peer_urls {
         [_] if taken => Err(ClusterError::Exists),

@@ -1,6 +1,6 @@
 //! What the disk has of secrets, and what clients see of that: nothing.
 
-use std::sync::atomic::AtomicUsize;
+use std::{net::Ipv4Addr, sync::atomic::AtomicUsize};
 
 use futures_util::future::{join, join_all};
 use store::{KeyValue, Op, Txn};
@@ -14,10 +14,12 @@ fn secret(name: &str, text: &str) -> Value {
     json!({"metadata": {"name": name, "labels": {"l": text}}, "type": "Opaque", "stringData": {"k": text}})
 }
 
-/// Starts a server over a store, with the files of `dir`.
+/// Starts a server over a store, with the files of `dir`. Servers over one store all lead: each would write its own port into
+/// the endpoints of `kubernetes` over the others', without an end, if it had an address that is worth it.
 async fn start(dir: TempDir, store: Store, encrypt: &[&str]) -> Cluster {
     let encrypt = encrypt.iter().map(|name| (*name).to_owned()).collect();
-    let server = Server::start(Config { encrypt, ..config(&dir) }, store).await.unwrap();
+    let advertise_address = Some(Ipv4Addr::LOCALHOST.into());
+    let server = Server::start(Config { encrypt, advertise_address, ..config(&dir) }, store).await.unwrap();
     Cluster { server, dir }
 }
 
