@@ -34,6 +34,9 @@ pub enum Error {
     )]
     Listen { address: SocketAddr, source: std::io::Error },
 
+    #[error("cannot start the thread of connections to other servers")]
+    Thread { source: std::io::Error },
+
     #[error("cannot create the bootstrap object {object}: {what}")]
     Bootstrap { object: String, what: String },
 

@@ -37,9 +37,9 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Request, Response};
 use rustls::{ClientConfig, ServerConfig};
-use store::{LeaseId, Store};
+use store::{LeaseId, Place, Store};
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -139,6 +139,8 @@ struct App {
     name: String,
     etcd_urls: Vec<String>,
     peers: Arc<Peers>,
+    /// Where connections of the wire run.
+    wire: Place,
     join: Vec<String>,
     /// Where a later life of the cluster is, which this server does not belong to.
     superseded: watch::Sender<Option<String>>,
@@ -195,6 +197,8 @@ pub struct Server {
     renewing: JoinHandle<()>,
     /// What goes on beside requests, until the server is dropped.
     tasks: JoinSet<()>,
+    /// Other servers are heard and told until the server is dropped: the store's end takes a word or two.
+    _wired: oneshot::Sender<Infallible>,
 }
 
 impl Server {
@@ -211,6 +215,9 @@ impl Server {
         let address = listener.local_addr().map_err(|source| Error::Listen { address: config.bind, source })?;
         let advertised = Advertised { address: advertise_address(&config), port: address.port() };
         let (pki, tls) = load_pki(&config, advertised, &ranges)?;
+        let (wired, parted) = oneshot::channel::<Infallible>();
+        let wire = Place::start(&store, "store-wire", async { drop(parted.await) });
+        let wire = wire.map_err(|source| Error::Thread { source })?;
         let store = Arc::new(Vault::new(store, &config.data_dir, &config.encrypt)?);
         let (tls_sender, tls) = watch::channel(tls);
         let (stop_sender, stop) = watch::channel(false);
@@ -225,6 +232,7 @@ impl Server {
             name: hostname().unwrap_or_else(|| advertised.address.to_string()),
             etcd_urls: config.etcd_urls.clone(),
             peers: config.peers.clone(),
+            wire,
             join: config.join.clone(),
             superseded: watch::Sender::new(None),
             changing: tokio::sync::Mutex::default(),
@@ -240,7 +248,8 @@ impl Server {
         let accepting = tokio::spawn(serve::run(listener, tls, app.clone(), stop));
         let renewing = tokio::spawn(renew(config, advertised, ranges, tls_sender));
         // From here on the server's drop stops the tasks, also when the bootstrap fails.
-        let mut server = Self { app, address, stop: stop_sender, accepting, renewing, tasks: JoinSet::new() };
+        let stop = stop_sender;
+        let mut server = Self { app, address, stop, accepting, renewing, tasks: JoinSet::new(), _wired: wired };
         server.tasks.spawn(peers::run(server.app.clone()));
         server.tasks.spawn(members::notice_removal(server.app.clone()));
         tokio::select! {
@@ -257,6 +266,11 @@ impl Server {
     /// What clients of the etcd API may change besides keys.
     pub fn etcd_cluster(&self) -> Arc<dyn store::etcd::Cluster> {
         Arc::new(members::etcd::EtcdCluster(self.app.clone()))
+    }
+
+    /// Where messages of other servers come in.
+    pub fn wire(&self) -> Place {
+        self.app.wire.clone()
     }
 
     /// How clients of the etcd API are let in, with the certificates of the moment.
@@ -312,7 +326,7 @@ impl Server {
     }
 
     /// Ends watches, lets other requests finish, and closes the listener.
-    pub async fn shutdown(mut self) {
+    pub async fn shutdown(&mut self) {
         self.stop.send_replace(true);
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "the listener had failed");
@@ -323,6 +337,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.send_replace(true);
+        self.tasks.abort_all();
+        self.app.peers.part();
         self.renewing.abort();
         self.accepting.abort();
     }

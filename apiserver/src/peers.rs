@@ -1,7 +1,7 @@
 //! The wire between servers: what one server's store has for another's goes over one request that has no end, from each
 //! to each; a snapshot goes over a request of its own.
 //!
-//! `dial` makes the connections, `incoming` takes in what comes over those of others.
+//! `dial` makes the connections, `incoming` takes in what comes over those of others. Messages have a thread of their own.
 //!
 //! A server says in each such request who it is and where it can be reached. Whoever comes back at another address is
 //! therefore known there as soon as it can reach anybody, also where no majority could write the address down.
@@ -35,6 +35,8 @@ pub use incoming::{receive, receive_snapshot};
 
 use crate::App;
 
+/// What a server asks for in TLS when it dials for this, so that the connection is taken to the right thread at once.
+pub const PROTOCOL: &[u8] = b"minik8s-wire";
 /// Who sends, and where it can be reached.
 const MEMBER: HeaderName = HeaderName::from_static("minik8s-member");
 const URL: HeaderName = HeaderName::from_static("minik8s-url");
@@ -100,6 +102,11 @@ impl Wire for Peers {
 impl Peers {
     fn links(&self) -> MutexGuard<'_, HashMap<u64, Link>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all links.
+    pub fn part(&self) {
+        self.links().clear();
     }
 
     /// Notes where a server says that it is.
@@ -179,7 +186,8 @@ fn open(app: &Arc<App>, id: u64, url: String) -> Link {
     let (url, urls) = watch::channel(url);
     let waiting = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
-    tasks.spawn(dial::messages(app.clone(), id, urls.clone(), dial::Waiting { queue, bytes: waiting.clone() }));
+    let outbox = dial::Waiting { queue, bytes: waiting.clone() };
+    tasks.spawn_on(dial::messages(app.clone(), id, urls.clone(), outbox), &app.wire.runtime);
     tasks.spawn(dial::snapshots(app.clone(), id, urls, outgoing));
     Link { messages, waiting, snapshots, url, _tasks: tasks }
 }

@@ -31,6 +31,7 @@ use crate::{
     authenticate::{Identity, MASTERS},
     encryption::KEY_LEN,
     entropy,
+    peers::PROTOCOL,
 };
 
 /// Under the data directory, what all the servers of a cluster have in common. Nobody else gets any of it.
@@ -161,7 +162,7 @@ impl Pki {
     /// The TLS side of the listener: our certificate, and client certificates verified when a client has one.
     pub fn server_config(&self) -> Result<Arc<rustls::ServerConfig>, Error> {
         let mut config = self.listener_config(Clients::Any)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = [PROTOCOL, b"h2", b"http/1.1"].map(<[u8]>::to_vec).to_vec();
         Ok(Arc::new(config))
     }
 

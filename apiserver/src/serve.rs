@@ -3,25 +3,31 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
+use api::status::Status;
 use axum::body::Body;
 use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::{ServerConfig, server::Acceptor};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::{
     App, Error, Tls,
-    authenticate::{Identity, Peer},
+    authenticate::{Identity, MASTERS, Peer},
+    clock,
     gather::Gather,
-    pipeline,
+    paths, peers, pipeline, present,
 };
 
 /// Open connections at once. A thousand nodes and two thousand watchers fit three times over; a connection costs about
@@ -60,12 +66,8 @@ pub async fn run(listener: TcpListener, tls: watch::Receiver<Tls>, app: Arc<App>
             _ = stop.wait_for(|stopping| *stopping) => break,
         };
         let Some((stream, address, permit)) = accepted else { continue };
-        let acceptor = TlsAcceptor::from(tls.borrow().server.clone());
-        let (app, graceful) = (app.clone(), graceful.watcher());
-        tokio::spawn(async move {
-            connection(stream, address, acceptor, app, graceful).await;
-            drop(permit);
-        });
+        let guest = Guest { address, tls: tls.borrow().server.clone(), graceful: graceful.watcher(), _permit: permit };
+        tokio::spawn(guest.connect(stream, app.clone()));
     }
     drop(listener);
     if let Some(graceful) = Arc::into_inner(graceful)
@@ -97,39 +99,77 @@ fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
     setsockopt(stream, sockopt::TcpKeepCount, &KEEP_ALIVE_COUNT)
 }
 
-async fn connection(
-    stream: TcpStream,
+/// A client that has come.
+struct Guest {
     address: SocketAddr,
-    acceptor: TlsAcceptor,
-    app: Arc<App>,
-    graceful: hyper_util::server::graceful::Watcher,
-) {
-    // Small answers must not wait for the acknowledgement of earlier ones.
-    let _ = stream.set_nodelay(true);
-    // A client whose machine is gone says nothing: neither does one that only waits, so the kernel asks.
-    let _ = keep_alive(&stream);
-    let stream = match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
-        Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
-    };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let peer = Peer::Tls(certificate.and_then(|der| Identity::from_certificate(der)).map(Arc::new));
+    tls: Arc<ServerConfig>,
+    graceful: Watcher,
+    /// Its place among all that may be there.
+    _permit: OwnedSemaphorePermit,
+}
 
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (app, peer) = (app.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(pipeline::handle(app, peer, request.map(Body::new)).await) }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(Gather::new(stream)), service).into_owned();
-    if let Err(error) = graceful.watch(connection).await {
-        tracing::debug!(%address, error = &*error, "connection ended");
+impl Guest {
+    async fn connect(self, stream: TcpStream, app: Arc<App>) {
+        // Small answers must not wait for the acknowledgement of earlier ones.
+        let _ = stream.set_nodelay(true);
+        // A client whose machine is gone says nothing: neither does one that only waits, so the kernel asks.
+        let _ = keep_alive(&stream);
+        let (address, late) = (self.address, clock::instant() + HANDSHAKE_TIMEOUT);
+        let hello = match timeout_at(late, LazyConfigAcceptor::new(Acceptor::default(), stream)).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
+        };
+        let asks = hello.client_hello().alpn();
+        if !asks.is_some_and(|mut protocols| protocols.any(|protocol| protocol == peers::PROTOCOL)) {
+            return self.serve(hello, late, app).await;
+        }
+        // A socket belongs to the runtime that it was made in, and wakes only that one's thread.
+        let StartHandshake { accepted, io, .. } = hello;
+        let moved = io.into_std();
+        app.wire.runtime.clone().spawn(async move {
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => self.serve(StartHandshake::from_parts(accepted, stream), late, app).await,
+                Err(error) => tracing::warn!(%error, "a connection of another server is lost"),
+            }
+        });
+    }
+
+    async fn serve(self, hello: StartHandshake<TcpStream>, late: Instant, app: Arc<App>) {
+        let address = self.address;
+        let stream = match timeout_at(late, hello.into_stream(self.tls)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%address, %error, "TLS handshake failed"),
+            Err(_) => return tracing::debug!(%address, "TLS handshake timed out"),
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let peer = Peer::Tls(certificate.and_then(|der| Identity::from_certificate(der)).map(Arc::new));
+        let is_wire = stream.get_ref().1.alpn_protocol() == Some(peers::PROTOCOL);
+        if is_wire && !matches!(&peer, Peer::Tls(Some(identity)) if identity.in_group(MASTERS)) {
+            return tracing::debug!(%address, "only another server may send messages");
+        }
+
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (app, peer) = (app.clone(), peer.clone());
+            async move {
+                Ok::<_, Infallible>(match is_wire && request.uri().path() != paths::RAFT {
+                    true => present::failure(&Status::bad_request("only messages between servers come this way")),
+                    false => pipeline::handle(app, peer, request.map(Body::new)).await,
+                })
+            }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT);
+        let connection =
+            builder.serve_connection_with_upgrades(TokioIo::new(Gather::new(stream)), service).into_owned();
+        if let Err(error) = self.graceful.watch(connection).await {
+            tracing::debug!(%address, error = &*error, "connection ended");
+        }
     }
 }

@@ -326,7 +326,7 @@ async fn a_watch_from_forgotten_times_is_told_so() {
 
 #[tokio::test]
 async fn a_stop_ends_watches() {
-    let cluster = Cluster::start().await;
+    let mut cluster = Cluster::start().await;
     let mut watch = cluster.watch(&format!("{MAPS}?watch=true")).await;
     cluster.server.shutdown().await;
     assert_eq!(watch.next().await, None);

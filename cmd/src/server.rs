@@ -235,7 +235,7 @@ impl ControlPlane {
         }
         let (mut serving, stopping) = (JoinSet::new(), watch::Sender::new(false));
         if let Some((listener, listen)) = etcd {
-            let (served, tls) = ((store.clone(), server.etcd_cluster()), server.etcd_tls());
+            let (served, tls) = ((store.clone(), server.etcd_cluster(), Some(server.wire())), server.etcd_tls());
             let tls = move || matches!(listen, EtcdListen::Tls(_)).then(&tls);
             let mut stopping = stopping.subscribe();
             serving.spawn(async move {

@@ -24,7 +24,7 @@ async fn main() -> ExitCode {
 async fn run(dir: &str, address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(Config::new(dir)).await?;
     let listener = TcpListener::bind(address).await?;
-    store::etcd::serve((store.clone(), Arc::new(store::etcd::Alone)), listener, || None, async {
+    store::etcd::serve((store.clone(), Arc::new(store::etcd::Alone), None), listener, || None, async {
         drop(tokio::signal::ctrl_c().await)
     })
     .await;

@@ -58,7 +58,7 @@ fn begin_anew(image: &mut Image, member_id: u64) {
     // By the clock, as two restores of one snapshot are two lives.
     let generation = unix_millis().max(generation + 1);
     let stale = |key: &[u8]| key.starts_with(MEMBERS) || key.starts_with(ALARMS);
-    let keys: Vec<Bytes> = image.map.keys().filter(|key| stale(key)).cloned().collect();
+    let keys: Vec<Bytes> = image.map.values().map(|kv| kv.key.clone()).filter(|key| stale(key)).collect();
     keys.iter().for_each(|key| drop(image.map.remove(key)));
     image.base.revision += REVISION_GAP;
     let revision = image.base.revision;
@@ -71,7 +71,7 @@ fn begin_anew(image: &mut Image, member_id: u64) {
         version: before.map_or(1, |kv| kv.version + 1),
         lease: None,
     };
-    image.map.insert(kv.key.clone(), Arc::new(kv));
+    image.map.insert(Arc::new(kv));
     image.base.members = Members { voters: vec![member_id], ..Members::default() };
 }
 

@@ -14,7 +14,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use imbl::OrdMap;
 
 use self::gained::Changed;
 pub use self::gained::Gained;
@@ -22,6 +21,7 @@ use crate::{
     KeyValue,
     command::{Reader, put_varint},
     image,
+    map::Map,
     mvcc::{Base, Image},
 };
 
@@ -186,13 +186,13 @@ fn read(db: &sled::Db) -> Result<Option<Image>, String> {
     let base = image::read_base(&mut input).map_err(|error| error.to_string())?;
     let expected = (|| Ok((input.varint()?, input.varint()?)))()
         .map_err(|error: crate::command::DecodeError| error.to_string())?;
-    let (mut map, mut found) = (OrdMap::new(), (0u64, 0u64));
+    let (mut map, mut found) = (Map::default(), (0u64, 0u64));
     for row in db.scan_prefix([KEY]) {
         let (_, data) = row.map_err(|error| error.to_string())?;
         let mut input = Reader { data: Bytes::copy_from_slice(&data) };
         let kv = image::read_key_value(&mut input).map_err(|error| error.to_string())?;
         found = (found.0 + 1, found.1.wrapping_add(digest(&kv)));
-        map.insert(kv.key.clone(), Arc::new(kv));
+        map.insert(Arc::new(kv));
     }
     if found != expected {
         return Err(format!("it has {} keys that do not add up to the {} written", found.0, expected.0));

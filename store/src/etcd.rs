@@ -1,7 +1,7 @@
 //! etcd's v3 API over gRPC: what `etcdctl`, the client libraries and the original kube-apiserver speak.
 //!
 //! Modules, in reading order:
-//! - `shards`: the threads that connections are spread over; `connection`: one client's HTTP/2 connection; `method`: which call a path is;
+//! - `shards`: the threads that connections are spread over; `connection`: one client's HTTP/2 connection, `stream`: what of it leaves together; `method`: which call a path is;
 //! - `grpc`: messages in frames, and how a call ends; `status`: what etcd says when something is refused;
 //! - `kv`, `txn`, `watch`, `lease`, `cluster`, `maintenance`: the services;
 //! - `messages`: what goes over the wire.
@@ -21,6 +21,7 @@ mod messages;
 mod method;
 mod shards;
 mod status;
+mod stream;
 mod txn;
 mod watch;
 
@@ -38,7 +39,7 @@ use self::{
     messages::ResponseHeader,
     shards::{Guest, Shards},
 };
-use crate::{Revision, Store};
+use crate::{Place, Revision, Store};
 
 /// The version of etcd whose API this is. Clients decide by it what they may ask for.
 const VERSION: &str = "3.6.5";
@@ -67,16 +68,17 @@ pub struct Tls {
 }
 
 /// Serves the API of `store` to whoever connects to `listener`, until `stop` resolves. With `tls`, which is asked anew for
-/// each connection, every client speaks TLS; without it, anyone who can connect may do anything.
+/// each connection, every client speaks TLS; without it, anyone who can connect may do anything. Messages of other members
+/// come in by `wire`, if there are any.
 pub async fn serve(
-    (store, cluster): (Store, Arc<dyn Cluster>),
+    (store, cluster, wire): (Store, Arc<dyn Cluster>, Option<Place>),
     listener: TcpListener,
     tls: impl Fn() -> Option<Tls>,
     stop: impl Future<Output = ()>,
 ) {
     let api = Api { store, cluster, runtime: Handle::current() };
     let (stopping, stopped) = signal::channel(false);
-    let mut shards = match Shards::start(&api, &stopped) {
+    let mut shards = match Shards::start(&api, &stopped, wire) {
         Ok(shards) => shards,
         Err(error) => return tracing::error!(%error, "the etcd API is not served"),
     };

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes};
-use imbl::OrdMap;
 
 use crate::{
     Error, KeyValue, LeaseId,
     command::{DecodeError, Reader, put_bytes, put_varint},
     disk::{Disk, Mode},
     log::failed,
+    map::Map,
     mvcc::{Base, Image, Members, Position},
 };
 
@@ -70,10 +70,10 @@ pub fn decode(data: Bytes) -> Result<Image, DecodeError> {
         return Err(DecodeError("unknown format"));
     }
     let base = read_base(&mut input)?;
-    let mut map = OrdMap::new();
+    let mut map = Map::default();
     for _ in 0..input.varint()? {
         let kv = read_key_value(&mut input)?;
-        map.insert(kv.key.clone(), Arc::new(kv));
+        map.insert(Arc::new(kv));
     }
     if input.is_empty() { Ok(Image { base, map }) } else { Err(DecodeError("bytes after the image")) }
 }

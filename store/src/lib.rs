@@ -5,9 +5,9 @@
 //! follow the checkpoint and the snapshots that let the log be cut.
 //!
 //! Modules, in reading order:
-//! - `types`, `error`: what callers say and hear; `store`: how they say it;
+//! - `types`, `error`: what callers say and hear; `store`: how they say it, `place`: on which thread;
 //! - `check`: what is refused before it is proposed; `command`: proposals as bytes;
-//! - `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
+//! - `map`: the keys; `mvcc`: the pure state machine: apply, history, undo; `lease`: when leases end;
 //! - `members`: who the members are and where; `wire`: what they say to each other, as bytes;
 //! - `quota`: how much may be stored;
 //! - `watch`: who is told of which events; `shared`: what the threads and the callers have in common;
@@ -35,8 +35,10 @@ pub mod etcd;
 mod image;
 mod lease;
 mod log;
+mod map;
 mod members;
 mod mvcc;
+mod place;
 mod quota;
 mod raft;
 mod shared;
@@ -48,6 +50,7 @@ mod wire;
 pub use backup::{Contents, Recovered, recover, restore, set_aside};
 pub use error::{Error, WatchError};
 pub use members::{Group, MEMBERS, MemberInfo, is_there, member_key, prepare_join};
+pub use place::Place;
 pub use quota::ALARMS;
 pub use store::{Config, QUOTA_BYTES, Status, Store};
 pub use types::{

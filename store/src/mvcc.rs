@@ -15,13 +15,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use imbl::OrdMap;
 
 use crate::{
     Batch, Event, KeyValue, LeaseId, LeaseInfo, Revision, Snapshot, TxnResult,
     command::Command,
+    map::Map,
     quota::{ALARMS, LEASE_BYTES},
-    types::{prefix_end, range_of},
+    types::prefix_end,
 };
 
 /// The revision of an empty store. Not 0: clients give that number a meaning of its own ("any").
@@ -90,7 +90,7 @@ pub struct Base {
 #[derive(Debug, Clone, Default)]
 pub struct Image {
     pub base: Base,
-    pub map: OrdMap<Bytes, Arc<KeyValue>>,
+    pub map: Map,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,7 @@ struct Lease {
 
 #[derive(Debug)]
 pub struct State {
-    map: OrdMap<Bytes, Arc<KeyValue>>,
+    map: Map,
     /// What the keys take, values and all.
     bytes: usize,
     revision: Revision,
@@ -218,7 +218,7 @@ impl State {
 
     /// Whether any member has raised an alarm.
     pub fn is_alarmed(&self) -> bool {
-        range_of(&self.map, ALARMS, &prefix_end(ALARMS)).next().is_some()
+        self.map.range(ALARMS, &prefix_end(ALARMS)).next().is_some()
     }
 
     /// What counts for the quota.
@@ -428,7 +428,7 @@ impl State {
 /// An older map in the making: pointers only, so it is taken under a lock and worked off outside it.
 pub struct Undo {
     base: Base,
-    map: OrdMap<Bytes, Arc<KeyValue>>,
+    map: Map,
     batches: Vec<Arc<Batch>>,
 }
 
@@ -437,7 +437,7 @@ impl Undo {
         let Undo { base, mut map, batches } = self;
         for event in batches.iter().rev().flat_map(|batch| batch.events.iter().rev()) {
             match &event.previous {
-                Some(previous) => map.insert(previous.key.clone(), previous.clone()),
+                Some(previous) => map.insert(previous.clone()),
                 None => map.remove(&event.kv.key),
             };
         }

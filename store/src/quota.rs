@@ -5,10 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::{
-    Change, Compare, Error, Op, Snapshot, Txn,
-    types::{prefix_end, range_of},
-};
+use crate::{Change, Compare, Error, Op, Snapshot, Txn, types::prefix_end};
 
 /// The prefix of the keys that are alarms, each named by the member that raised it.
 pub const ALARMS: &[u8] = b"/minik8s/alarms/";
@@ -89,7 +86,7 @@ pub fn clear() -> Txn {
 
 /// Who has raised an alarm.
 pub fn alarms(snapshot: &Snapshot) -> Vec<u64> {
-    let range = range_of(&snapshot.map, ALARMS, &prefix_end(ALARMS));
+    let range = snapshot.map.range(ALARMS, &prefix_end(ALARMS));
     let member = |key: &[u8]| u64::from_str_radix(std::str::from_utf8(key.strip_prefix(ALARMS)?).ok()?, 16).ok();
     range.filter_map(|kv| member(&kv.key)).collect()
 }

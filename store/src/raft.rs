@@ -1,5 +1,5 @@
-//! Consensus: the loop around raft-rs, worked by a thread of its own or by who proposes, with the log's thread and the
-//! checkpoint's beside it.
+//! Consensus: the loop around raft-rs, worked by whoever has something for it or by a thread of its own, with the log's thread
+//! and the checkpoint's beside it.
 //!
 //! Modules, in reading order: `driver` decides, `runner` works it, `pending` who waits for what, `storage` what
 //! raft-rs reads, `writer` the log's thread, `keeper` the checkpoint's thread, `recover` the start, `queue` between

@@ -99,8 +99,8 @@ pub struct Store {
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     runner: Arc<Runner>,
-    /// Told of proposals that the thread which made them carries out.
-    proposed: Option<Arc<Notify>>,
+    /// Told of what the thread that hands it in is to carry out itself.
+    handed_in: Option<Arc<Notify>>,
     /// Bounds what is under way, in units of `PERMIT_BYTES`.
     permits: Arc<Semaphore>,
     member_id: u64,
@@ -164,22 +164,26 @@ impl Store {
             started.map_err(|error| Error::Fatal { reason: error.to_string() })??;
         let permits = Arc::new(Semaphore::new(PERMITS));
         let inbox = Arc::new(Inbox(inbox));
-        let store = Store { shared, inbox, runner, proposed: None, permits, member_id, quota };
+        let store = Store { shared, inbox, runner, handed_in: None, permits, member_id, quota };
         match ready.await {
             Ok(()) => Ok(store),
             Err(_) => Err(store.shared.check_open().err().unwrap_or(Error::Closed)),
         }
     }
 
-    /// A handle whose proposals are carried out by the thread that makes them, and what does so there for as long as it is
-    /// polled. To wake another thread, and to be woken by it, takes as long as a quick disk does.
+    /// A handle for whatever runs on one thread: what comes in by it is carried out there too, by the future beside it, for
+    /// as long as that is polled. To wake another thread, and to be woken by it, takes as long as a quick disk does.
     pub(crate) fn on_this_thread(&self) -> (Store, impl Future<Output = Infallible> + Send + use<>) {
-        let (proposed, runner) = (Arc::new(Notify::new()), self.runner.clone());
-        let store = Store { proposed: Some(proposed.clone()), ..self.clone() };
+        let (handed_in, runner) = (Arc::new(Notify::new()), self.runner.clone());
+        let store = Store { handed_in: Some(handed_in.clone()), ..self.clone() };
         let work = async move {
+            let mut again = None;
             loop {
-                proposed.notified().await;
-                runner.lend_hand();
+                match again {
+                    None => handed_in.notified().await,
+                    Some(wait) => drop(tokio::time::timeout(wait, handed_in.notified()).await),
+                }
+                again = runner.lend_hand().await;
             }
         };
         (store, work)
@@ -213,7 +217,7 @@ impl Store {
         }
         self.shared.check_open()?;
         let (reader, confirmed) = oneshot::channel();
-        self.inbox.0.push(Input::Read(reader));
+        self.hand_in(Input::Read(reader));
         confirmed.await.unwrap_or(Err(Error::Closed))
     }
 
@@ -399,10 +403,12 @@ impl Store {
 
     /// Resolves when the store has ended, with the reason: `Closed` after a shutdown, `Fatal` where this process must
     /// not go on.
-    pub async fn ended(&self) -> Error {
+    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
         let mut end = self.shared.end();
-        let ended = end.wait_for(Option::is_some).await;
-        ended.ok().and_then(|end| end.clone()).unwrap_or(Error::Closed)
+        async move {
+            let ended = end.wait_for(Option::is_some).await;
+            ended.ok().and_then(|end| end.clone()).unwrap_or(Error::Closed)
+        }
     }
 
     pub fn status(&self) -> Status {
@@ -470,7 +476,7 @@ impl Store {
     fn take_in(&self, message: Message) {
         // What is for somebody who was at this address before is nobody's any more.
         if message.to == self.member_id {
-            self.inbox.0.push(Input::Message(Box::new(message)));
+            self.hand_in(Input::Message(Box::new(message)));
         }
     }
 
@@ -498,15 +504,18 @@ impl Store {
     fn send(&self, Encoded { data, operation, .. }: Encoded, permit: OwnedSemaphorePermit) -> Answered {
         let (answer, answered) = oneshot::channel();
         let waiter = Waiter { operation, answer, _permit: Some(permit) };
-        let input = Input::Propose(Proposed { data, waiter });
-        match &self.proposed {
+        self.hand_in(Input::Propose(Proposed { data, waiter }));
+        answered
+    }
+
+    fn hand_in(&self, input: Input) {
+        match &self.handed_in {
             None => self.inbox.0.push(input),
-            Some(proposed) => {
+            Some(handed_in) => {
                 self.inbox.0.push_quietly(input);
-                proposed.notify_one();
+                handed_in.notify_one();
             }
         }
-        answered
     }
 
     async fn answer_to(&self, answered: Answered) -> Result<Answer, Error> {

@@ -6,6 +6,7 @@ mod members;
 mod quota;
 mod record;
 mod restart;
+mod telling;
 mod watching;
 
 use std::{future::Future, time::Duration};

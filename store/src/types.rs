@@ -3,7 +3,8 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use imbl::OrdMap;
+
+use crate::map::Map;
 
 /// The number of the newest committed change. An empty store is at 1; every change raises it by one.
 pub type Revision = u64;
@@ -190,7 +191,7 @@ pub enum MemberChange {
 /// The whole key space at one revision. Taking and cloning one copies a pointer; it blocks nobody and never changes.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    pub(crate) map: OrdMap<Bytes, Arc<KeyValue>>,
+    pub(crate) map: Map,
     pub(crate) revision: Revision,
 }
 
@@ -205,11 +206,11 @@ impl Snapshot {
 
     /// The keys in `start..end`, in order; an empty `end` means no upper bound.
     pub fn range(&self, range: Range<&[u8]>) -> impl Iterator<Item = &Arc<KeyValue>> + use<'_> {
-        range_of(&self.map, range.start, range.end)
+        self.map.range(range.start, range.end)
     }
 
     pub fn count(&self, start: &[u8], end: &[u8]) -> usize {
-        range_of(&self.map, start, end).count()
+        self.map.range(start, end).count()
     }
 
     /// How many keys there are in all.
@@ -220,19 +221,6 @@ impl Snapshot {
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
     }
-}
-
-/// The one place that knows what a range is: `start..end`, an empty `end` being no bound.
-pub(crate) fn range_of<'a>(
-    map: &'a OrdMap<Bytes, Arc<KeyValue>>,
-    start: &[u8],
-    end: &[u8],
-) -> impl Iterator<Item = &'a Arc<KeyValue>> + use<'a> {
-    use std::ops::Bound::{Excluded, Included, Unbounded};
-    // A backwards range is empty, where the map itself would panic.
-    let backwards = !end.is_empty() && end <= start;
-    let upper = if end.is_empty() { Unbounded } else { Excluded(end) };
-    (!backwards).then(|| map.range::<_, [u8]>((Included(start), upper))).into_iter().flatten().map(|(_, kv)| kv)
 }
 
 /// Whether `key` lies in `start..end`, an empty `end` being no bound.

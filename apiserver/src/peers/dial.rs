@@ -21,7 +21,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use store::OutgoingSnapshot;
 use tokio::{
@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use super::{GENERATION, MEMBER, TO, URL};
+use super::{GENERATION, MEMBER, PROTOCOL, TO, URL};
 use crate::{App, clock, clock::Reminder, paths};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,11 +67,18 @@ async fn connect<B>(app: &App, url: &str) -> io::Result<Connection<B>>
 where
     B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
+    let config = app.tls.borrow().client.clone();
+    connect_with(config, url).await
+}
+
+async fn connect_with<B>(config: Arc<ClientConfig>, url: &str) -> io::Result<Connection<B>>
+where
+    B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
     let wrong = || io::Error::new(io::ErrorKind::InvalidInput, format!("{url:?} is not of the form https://HOST:PORT"));
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else { return Err(wrong()) };
     let host = host.trim_matches(['[', ']']).to_owned();
-    let config = app.tls.borrow().client.clone();
     let connect = async {
         let stream = TcpStream::connect((host.as_str(), port)).await?;
         stream.set_nodelay(true)?;
@@ -255,7 +262,9 @@ enum Ended {
 
 async fn converse(app: &App, (id, url): (u64, &str), waiting: &Arc<Mutex<Waiting>>) -> Result<(), Ended> {
     let broken = |error: io::Error| Ended::Broken(error.to_string());
-    let connection = connect(app, url).await.map_err(broken)?;
+    let mut config = ClientConfig::clone(&app.tls.borrow().client);
+    config.alpn_protocols.insert(0, PROTOCOL.to_vec());
+    let connection = connect_with(Arc::new(config), url).await.map_err(broken)?;
     let body = Stream { waiting: waiting.clone() };
     let answer = connection.to(id).send(app, (Method::POST, paths::RAFT), body).await.map_err(broken)?;
     let code = answer.status();

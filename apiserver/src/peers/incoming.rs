@@ -96,7 +96,7 @@ pub async fn receive(app: &App, request: Request<Body>) -> Result<Response<Body>
         let Ok(data) = frame.into_data() else { continue };
         received.extend_from_slice(&data);
         while let Some(message) = next(&mut received)? {
-            app.store.raw().receive(id, &message).map_err(|error| Status::bad_request(error.to_string()))?;
+            app.wire.store.receive(id, &message).map_err(|error| Status::bad_request(error.to_string()))?;
         }
     }
     Ok(present::text(""))

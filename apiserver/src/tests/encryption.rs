@@ -450,7 +450,7 @@ async fn a_restart_goes_on_with_a_rotation() {
     cluster.rotate().await;
     let status = cluster.encryption().await;
     assert_eq!((&status["phase"], &status["left"]), (&json!("Rewriting"), &json!(20)), "{status}");
-    let Cluster { server, dir } = cluster;
+    let Cluster { mut server, dir } = cluster;
     let store = server.app.store.raw().clone();
     server.shutdown().await;
     store.shutdown().await.unwrap();

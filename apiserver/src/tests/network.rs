@@ -4,12 +4,20 @@ use super::*;
 
 /// A client over the network, with an optional client certificate.
 async fn https(cluster: &Cluster, leaf: Option<&pki::Leaf>) -> hyper::client::conn::http1::SendRequest<Body> {
+    https_as(cluster, leaf, &[]).await
+}
+
+async fn https_as(
+    cluster: &Cluster,
+    leaf: Option<&pki::Leaf>,
+    protocols: &[&[u8]],
+) -> hyper::client::conn::http1::SendRequest<Body> {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(cluster.server.app.pki.ca_pem.as_bytes()).unwrap()).unwrap();
     let builder = ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into());
     let builder = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots);
-    let config = match leaf {
+    let mut config = match leaf {
         None => builder.with_no_client_auth(),
         Some(leaf) => {
             let certificate = CertificateDer::from_pem_slice(leaf.certificate.as_bytes()).unwrap();
@@ -17,6 +25,7 @@ async fn https(cluster: &Cluster, leaf: Option<&pki::Leaf>) -> hyper::client::co
             builder.with_client_auth_cert(vec![certificate], key).unwrap()
         }
     };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let stream = tokio::net::TcpStream::connect(cluster.server.address()).await.unwrap();
     let name = "cluster.example".try_into().unwrap();
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
@@ -44,6 +53,25 @@ async fn over_tls_the_certificate_says_who_asks() {
     let mut request = get(PODS);
     request.headers_mut().insert("authorization", "Bearer nonsense".parse().unwrap());
     assert_eq!(nobody.send_request(request).await.unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn the_wire_is_for_messages_of_servers_only() {
+    let cluster = Cluster::start().await;
+    let get = |uri: &str| Request::get(uri).header("host", "cluster.example").body(Body::empty()).unwrap();
+    let post = || Request::post(paths::RAFT).header("host", "cluster.example").body(Body::empty()).unwrap();
+    let admin = Some(&cluster.server.app.pki.node_client);
+    let protocols: [&[u8]; 2] = [peers::PROTOCOL, b"http/1.1"];
+    for request in [get(PODS), get("/readyz"), post()] {
+        let mut wire = https_as(&cluster, admin, &protocols).await;
+        let answer = read(wire.send_request(request).await.unwrap().map(Body::new)).await;
+        assert_eq!(answer.code, 400, "{}", answer.body);
+    }
+    let mut nobody = https_as(&cluster, None, &protocols).await;
+    assert!(nobody.send_request(post()).await.is_err(), "whoever is no server is not listened to");
+    // Whoever does not know it gets the common one.
+    let mut common = https_as(&cluster, admin, &[b"http/1.1"]).await;
+    assert_eq!(common.send_request(get(PODS)).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

@@ -1,14 +1,7 @@
 //! One client's connection. Short calls are carried out in the connection's own task, so that all the answers that come
 //! of one sync of the log leave in one write; long ones have tasks of their own, which end with the connection.
 
-use std::{
-    future::poll_fn,
-    io,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -18,10 +11,10 @@ use h2::{
 };
 use http::Request;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     sync::watch as signal,
     task::JoinSet,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, sleep},
 };
 
 use super::{
@@ -29,6 +22,7 @@ use super::{
     grpc::{Call, Incoming},
     method::{self, Method},
     status::Status,
+    stream::Stream,
 };
 
 /// What a client may send of one call, and of all of them, before it has to wait for the server to read on.
@@ -40,6 +34,8 @@ const SEND_BUFFER: usize = 1 << 20;
 const MAX_STREAMS: u32 = 10_000;
 /// A client that has been silent is asked whether it is there, and is given up where it does not say so by the next time.
 const PING_EVERY: Duration = Duration::from_secs(30);
+/// As long as a pong waits for an answer under way that it can leave with.
+const HELD: Duration = Duration::from_millis(5);
 
 pub async fn serve<T>(api: Arc<Api>, stream: T, mut stopped: signal::Receiver<bool>) -> Result<(), h2::Error>
 where
@@ -51,7 +47,8 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_streams(MAX_STREAMS);
-    let handshake = builder.handshake::<_, Bytes>(OneBuffer(stream));
+    let stream = Stream::new(stream);
+    let handshake = builder.handshake::<_, Bytes>(stream.clone());
     let Ok(connection) = tokio::time::timeout(HANDSHAKE_WAIT, handshake).await else {
         return Ok(());
     };
@@ -59,6 +56,7 @@ where
     let mut beside = pin!(beside(connection.ping_pong(), &mut stopped));
     let mut short = FuturesUnordered::new();
     let mut long = JoinSet::new();
+    let (mut timer, mut timed) = (pin!(sleep(Duration::ZERO)), false);
     let ended = poll_fn(|context| {
         loop {
             // Everything that has come first, and then the answers: to accept is also to send what has been written, so
@@ -86,40 +84,27 @@ where
             }
         }
         while let Poll::Ready(Some(_)) = long.poll_join_next(context) {}
+        if stream.holds() {
+            // One timer for many: some pongs go before their time, and none is held for longer.
+            if !std::mem::replace(&mut timed, true) {
+                timer.set(sleep(HELD));
+            }
+            let expired = timer.as_mut().poll(context).is_ready();
+            timed = !expired;
+            if expired || short.is_empty() {
+                // A broken stream shows where h2 reads it.
+                let _ = stream.release(context);
+            }
+        }
         beside.as_mut().poll(context).map(Ok)
     })
     .await?;
     match ended {
         End::Closed | End::Silent => Ok(()),
-        End::Stopped => wind_up(connection, short, long).await,
-    }
-}
-
-/// A stream that takes one buffer at a time. Told so, h2 puts messages of up to 1 KiB together; of a stream that takes several
-/// it has each message of 256 bytes and more written by itself.
-struct OneBuffer<T>(T);
-
-impl<T: AsyncRead + Unpin> AsyncRead for OneBuffer<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for OneBuffer<T> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        End::Stopped => {
+            stream.hold_nothing();
+            wind_up(connection, short, long).await
+        }
     }
 }
 

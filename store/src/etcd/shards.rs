@@ -1,17 +1,16 @@
-//! Threads of one runtime each, that connections are spread over.
-//!
-//! A put is so little work that waking another thread for it costs more than it does: a connection stays where it is, and
-//! everything of it happens there, down to the log. What takes long is done elsewhere, by [`super::Api::runtime`].
+//! Threads that connections are spread over. A connection stays where it is, and everything of it happens there, down to the
+//! log ([`Place`] says why). What takes long is done elsewhere, by [`super::Api::runtime`].
 
 use std::{io, sync::Arc, thread};
 
 use tokio::{
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch as signal},
+    sync::{OwnedSemaphorePermit, mpsc, watch as signal},
     task::JoinSet,
 };
 
 use super::{Api, Tls, connect};
+use crate::Place;
 
 /// Half of the processors at most: the other half is for what else the server does.
 const SHARE: usize = 2;
@@ -33,13 +32,27 @@ pub struct Shards {
 
 struct Shard {
     guests: mpsc::UnboundedSender<Guest>,
-    ended: oneshot::Receiver<()>,
+    /// Closed once everything of it has ended.
+    ended: signal::Receiver<()>,
 }
 
 impl Shards {
-    pub fn start(api: &Api, stopped: &signal::Receiver<bool>) -> io::Result<Shards> {
+    /// Where there is a wire to other members, the first of them is there: what its clients put goes out without waking
+    /// another thread, and so does the answer.
+    pub fn start(api: &Api, stopped: &signal::Receiver<bool>, mut wire: Option<Place>) -> io::Result<Shards> {
         let count = (thread::available_parallelism().map_or(1, usize::from) / SHARE).clamp(1, MOST);
-        let shards = (0..count).map(|_| start(api.clone(), stopped.clone())).collect::<io::Result<_>>()?;
+        let mut shards = Vec::new();
+        for _ in 0..count {
+            let (guests, coming) = mpsc::unbounded_channel();
+            let (done, ended) = signal::channel(());
+            let place = match wire.take() {
+                Some(place) => place,
+                None => Place::start(&api.store, "store-etcd", gone(ended.clone()))?,
+            };
+            let api = Api { store: place.store, ..api.clone() };
+            place.runtime.spawn(serve(Arc::new(api), stopped.clone(), coming, done));
+            shards.push(Shard { guests, ended });
+        }
         Ok(Shards { shards, next: 0 })
     }
 
@@ -54,29 +67,22 @@ impl Shards {
     pub async fn end(self) {
         for Shard { guests, ended } in self.shards {
             drop(guests);
-            let _ = ended.await;
+            gone(ended).await;
         }
     }
 }
 
-fn start(api: Api, stopped: signal::Receiver<bool>) -> io::Result<Shard> {
-    let (guests, coming) = mpsc::unbounded_channel();
-    let (done, ended) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    thread::Builder::new().name("store-etcd".to_owned()).spawn(move || {
-        runtime.block_on(serve(api, stopped, coming));
-        // Whoever waited for it may have given up.
-        let _ = done.send(());
-    })?;
-    Ok(Shard { guests, ended })
+async fn gone(mut sender: signal::Receiver<()>) {
+    while sender.changed().await.is_ok() {}
 }
 
-async fn serve(api: Api, stopped: signal::Receiver<bool>, mut coming: mpsc::UnboundedReceiver<Guest>) {
+async fn serve(
+    api: Arc<Api>,
+    stopped: signal::Receiver<bool>,
+    mut coming: mpsc::UnboundedReceiver<Guest>,
+    _serving: signal::Sender<()>,
+) {
     let mut connections = JoinSet::new();
-    let (store, work) = api.store.on_this_thread();
-    let api = Arc::new(Api { store, ..api });
-    // Its turn comes after those connections that there is something to read of already: they share a sync of the log.
-    let work = tokio::spawn(work);
     loop {
         tokio::select! {
             guest = coming.recv() => {
@@ -94,5 +100,4 @@ async fn serve(api: Api, stopped: signal::Receiver<bool>, mut coming: mpsc::Unbo
         }
     }
     while connections.join_next().await.is_some() {}
-    work.abort();
 }

@@ -40,7 +40,7 @@ impl Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(serve((store, Arc::new(Alone)), listener, || None, async { drop(stopped.await) }));
+        tokio::spawn(serve((store, Arc::new(Alone), None), listener, || None, async { drop(stopped.await) }));
         let stream = TcpStream::connect(address).await.unwrap();
         // One stream that is not read must not be in the way of the others.
         let (mut builder, stream_window) = (h2::client::Builder::new(), 1 << 20);
@@ -421,7 +421,7 @@ mod tls {
         let address = listener.local_addr().unwrap();
         let admits = |der: &[u8]| der.windows(5).any(|part| part == b"admin");
         let tls = Tls { config: Arc::new(server), admits };
-        let server = serve((store, Arc::new(Alone)), listener, move || Some(tls.clone()), std::future::pending());
+        let server = serve((store, Arc::new(Alone), None), listener, move || Some(tls.clone()), std::future::pending());
         let serving = tokio::spawn(server);
         for (has, known, name) in
             [(true, true, "admin"), (true, true, "node"), (true, false, "admin"), (false, false, "")]

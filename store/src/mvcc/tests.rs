@@ -154,7 +154,7 @@ fn transactions_in_transactions() {
     let OpResult::Txn { succeeded: true, results } = &result.results[1] else { panic!("{result:?}") };
     let OpResult::Range { items } = &results[1] else { panic!("{result:?}") };
     assert_eq!((items.len(), items[0].mod_revision), (1, 3));
-    let keys: Vec<_> = machine.state.snapshot().map.keys().cloned().collect();
+    let keys: Vec<_> = machine.state.snapshot().map.values().map(|kv| kv.key.clone()).collect();
     assert_eq!(keys, ["a", "b", "c"]);
 
     let missing = Op::Put { key: bytes("y"), value: bytes("v"), lease: Some(LeaseId(99)) };

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::{Answer, Applied, Position, Refusal, State, size_of};
 use crate::{
     Change, Compare, Event, EventKind, KeyValue, LeaseId, Op, OpResult, Operand, Relation, Revision, Txn, TxnResult,
-    types::range_of,
 };
 
 impl State {
@@ -35,7 +34,7 @@ impl State {
             match op {
                 Op::Put { lease, .. } => self.check_lease(*lease)?,
                 Op::Update { key, lease, .. } => {
-                    if !self.map.contains_key(key) {
+                    if !self.map.contains(key) {
                         return Err(Refusal::KeyNotFound);
                     }
                     if let Change::Set(lease) = lease {
@@ -66,7 +65,7 @@ impl State {
             Compare::Value { key, equals } => find(key).is_some_and(|kv| kv.value == *equals),
             Compare::Keys { start, end: None, relation, operand } => related(find(start), *relation, operand),
             Compare::Keys { start, end: Some(end), relation, operand } => {
-                let mut range = range_of(&self.map, start, end).peekable();
+                let mut range = self.map.range(start, end).peekable();
                 match range.peek() {
                     None => related(None, *relation, operand),
                     Some(_) => range.all(|kv| related(Some(kv), *relation, operand)),
@@ -108,7 +107,7 @@ impl State {
     fn select(&self, start: &Bytes, end: Option<&Bytes>) -> Vec<Arc<KeyValue>> {
         match end {
             None => self.map.get(start).cloned().into_iter().collect(),
-            Some(end) => range_of(&self.map, start, end).cloned().collect(),
+            Some(end) => self.map.range(start, end).cloned().collect(),
         }
     }
 
@@ -152,7 +151,7 @@ impl State {
             }
             None => {
                 let kv = new(key, None);
-                self.map.insert(kv.key.clone(), kv.clone());
+                self.map.insert(kv.clone());
                 (kv, None)
             }
         };

@@ -50,6 +50,8 @@ const SLOW_DISK: Duration = Duration::from_secs(1);
 const SLOW_DISK_REST: Duration = Duration::from_secs(10);
 /// A member not heard of for this long counts as absent.
 const ABSENT: Duration = Duration::from_secs(3);
+/// Followers hear this much later that something is committed, if not with the next entries before.
+const TELL_WITHIN: Duration = Duration::from_millis(1);
 /// A stop waits no longer for proposals under way.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
@@ -76,6 +78,7 @@ pub struct Parts {
     pub shared: Arc<Shared>,
     /// Its own: where what it hands out reports to.
     pub inbox: Arc<Queue<Input>>,
+    /// Whoever works the driver wakes who waits there.
     pub log: Arc<Queue<writer::Job>>,
     pub keeper: keeper::Handle,
     pub transport: Box<dyn Transport>,
@@ -110,6 +113,11 @@ pub struct Driver {
     applied: u64,
     /// Committed and not yet applied, in order.
     committed: VecDeque<Entry>,
+    /// Up to where followers know, or are about to hear, that entries are committed, while this member leads.
+    told: u64,
+    /// When they are to hear of what is beyond it; and whether one of them waits for it.
+    tell_at: Option<Duration>,
+    told_is_awaited: bool,
     /// When other members were last heard of, while this one leads.
     heard: HashMap<u64, Duration>,
     /// When another member was last asked to lead, as this one's disk was slow.
@@ -154,6 +162,9 @@ impl Driver {
             role: StateRole::Follower,
             applied,
             committed: VecDeque::new(),
+            told: 0,
+            tell_at: None,
+            told_is_awaited: false,
             heard: HashMap::new(),
             asked_to_lead: None,
             writing: VecDeque::new(),
@@ -187,10 +198,14 @@ impl Driver {
             self.tick();
         }
         self.handle_ready()?;
+        if self.tell_committed() {
+            self.handle_ready()?;
+        }
         if self.may_stop() {
             return Ok(Turn::Stopped);
         }
-        Ok(Turn::Wait(self.next_tick.saturating_sub(self.now())))
+        let due = [self.tell_at, self.readers.due()].into_iter().flatten().fold(self.next_tick, Duration::min);
+        Ok(Turn::Wait(due.saturating_sub(self.now())))
     }
 
     /// Tells everybody who waits that nothing more will come.
@@ -203,6 +218,10 @@ impl Driver {
             Error::Closed => self.keeper.stop(self.shared.state().base().clone()),
             _ => self.keeper.abandon(),
         }
+    }
+
+    pub fn leads(&self) -> bool {
+        self.role == StateRole::Leader
     }
 
     /// Whom to tell that the stop is complete.
@@ -320,7 +339,29 @@ impl Driver {
             for number in first..self.proposals.next_number() {
                 self.proposals.answer(number, Err(Error::Unavailable));
             }
+        } else if self.node.raft.state == StateRole::Leader {
+            // The entries go out with what is committed by now.
+            self.told = self.node.raft.raft_log.committed;
         }
+    }
+
+    /// Has followers hear what is committed, where the next entries come too late for that: each of them answers, so a
+    /// message only for this would double what a lone write costs. Answers whether there is something to be sent.
+    fn tell_committed(&mut self) -> bool {
+        let (committed, now) = (self.node.raft.raft_log.committed, self.now());
+        debug_assert!(self.told <= committed, "nobody is told what is not committed");
+        let awaited = std::mem::take(&mut self.told_is_awaited);
+        if self.role != StateRole::Leader || self.is_single() || committed <= self.told {
+            self.tell_at = None;
+            return false;
+        }
+        let at = *self.tell_at.get_or_insert(now + TELL_WITHIN);
+        if now < at && !awaited {
+            return false;
+        }
+        self.node.raft.bcast_append();
+        (self.told, self.tell_at) = (committed, None);
+        true
     }
 
     fn tick(&mut self) {
@@ -419,11 +460,12 @@ impl Driver {
             };
             let in_order = !after.is_empty() || write != Write::default();
             self.node.advance_append_async(ready);
+            // The others' way to their disks is longer.
+            self.send(messages);
             if in_order {
                 self.writing.push_back((number, self.now()));
-                self.log.push(writer::Job::Write { number, write, messages: after, image: received });
+                self.log.push_quietly(writer::Job::Write { number, write, messages: after, image: received });
             }
-            self.send(messages);
         }
         self.after_readies();
         Ok(())

@@ -104,6 +104,7 @@ impl Keeper {
         for job in jobs {
             let stop = matches!(job, Job::Stop(_));
             if let Err(error) = self.work(job) {
+                self.give_up();
                 self.inbox.push(Input::Failed(error));
                 return ControlFlow::Break(());
             }
@@ -132,7 +133,8 @@ impl Keeper {
             }
             Job::Forget => self.keep(|checkpoint| checkpoint.forget().map_err(|error| error.to_string())),
             Job::Stop(Some((base, gained))) => self.keep(|checkpoint| checkpoint.finish(&base, gained)),
-            Job::Stop(None) => {}
+            // Whatever has ended the store may be the disk, which sled must not meet once more.
+            Job::Stop(None) => self.give_up(),
         }
         Ok(())
     }
@@ -154,8 +156,12 @@ impl Keeper {
             && let Err(reason) = work(checkpoint)
         {
             tracing::warn!(%reason, "the checkpoint failed and is given up");
-            // Not dropped: sled would flush, and after a failed write its flush waits for ever.
-            std::mem::forget(self.checkpoint.take());
+            self.give_up();
         }
+    }
+
+    /// Not dropped: sled would flush, which waits for ever after a failed write, and sync, at whose failure it panics.
+    fn give_up(&mut self) {
+        std::mem::forget(self.checkpoint.take());
     }
 }

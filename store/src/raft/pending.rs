@@ -12,6 +12,10 @@ const PROPOSAL_WAIT: Duration = Duration::from_secs(10);
 /// A read whose confirmation does not come is asked for anew after this, and given up after `READ_WAIT`.
 const READ_RETRY: Duration = Duration::from_millis(300);
 const READ_WAIT: Duration = Duration::from_secs(5);
+/// A round of so many readers says that more are coming: the next one begins this long after it at the earliest, so that
+/// they share one. What a round costs on all members is as much as reading for dozens.
+const CROWD: usize = 16;
+const GATHERING: Duration = Duration::from_millis(1);
 
 struct Waiting {
     waiter: Waiter,
@@ -86,6 +90,8 @@ pub struct Readers {
     /// Since when the first of them waits.
     waiting: Vec<(Duration, Reader)>,
     round: Option<Round>,
+    /// When the next round may begin.
+    next_round: Duration,
     /// Confirmed at an index that is not applied yet.
     confirmed: Vec<(u64, Vec<(Duration, Reader)>)>,
     next: u64,
@@ -113,6 +119,9 @@ impl Readers {
         if self.round.as_ref().is_some_and(|round| now < round.asked + READ_RETRY) {
             return None;
         }
+        if self.round.is_none() && now < self.next_round {
+            return None;
+        }
         // Readers of an unanswered round go into the next.
         let mut readers = self.round.take().map(|round| round.readers).unwrap_or_default();
         readers.append(&mut self.waiting);
@@ -123,9 +132,15 @@ impl Readers {
         if readers.is_empty() {
             return None;
         }
+        self.next_round = if readers.len() < CROWD { now } else { now + GATHERING };
         self.next = self.next.wrapping_add(1);
         self.round = Some(Round { context: self.next, asked: now, readers });
         Some(self.next)
+    }
+
+    /// When a round is to begin, if only the time is missing.
+    pub fn due(&self) -> Option<Duration> {
+        (self.round.is_none() && !self.waiting.is_empty()).then_some(self.next_round)
     }
 
     /// A member that no longer hears of what is new would let its readers wait for ever.

@@ -19,13 +19,15 @@ struct Items<T> {
     waiting: Vec<T>,
     /// Somebody waits for the first one.
     awaited: bool,
+    /// Whoever waits is to come back with nothing.
+    roused: bool,
     closed: bool,
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Queue<T> {
         Queue {
-            items: Mutex::new(Items { waiting: Vec::new(), awaited: false, closed: false }),
+            items: Mutex::new(Items { waiting: Vec::new(), awaited: false, roused: false, closed: false }),
             filled: Condvar::default(),
         }
     }
@@ -34,8 +36,8 @@ impl<T> Default for Queue<T> {
 impl<T> Queue<T> {
     /// Into a closed queue nothing goes any more: the item is dropped, and with it whatever it would have answered.
     pub fn push(&self, item: T) {
-        if let Some(mut items) = self.add(item) {
-            self.tell(&mut items);
+        if let Some(items) = self.add(item) {
+            self.tell(items);
         }
     }
 
@@ -46,10 +48,21 @@ impl<T> Queue<T> {
 
     /// Wakes whoever waits, where there is something.
     pub fn wake(&self) {
-        let mut items = self.lock();
+        let items = self.lock();
         if !items.waiting.is_empty() {
-            self.tell(&mut items);
+            self.tell(items);
         }
+    }
+
+    /// Has whoever waits come back, or whoever is about to wait, though there may be nothing.
+    pub fn rouse(&self) {
+        let mut items = self.lock();
+        items.roused = true;
+        self.tell(items);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
     }
 
     fn add(&self, item: T) -> Option<MutexGuard<'_, Items<T>>> {
@@ -65,8 +78,11 @@ impl<T> Queue<T> {
     }
 
     /// Only who sleeps is woken, and once: to wake costs more than to push.
-    fn tell(&self, items: &mut Items<T>) {
-        if std::mem::take(&mut items.awaited) {
+    fn tell(&self, mut items: MutexGuard<'_, Items<T>>) {
+        let awaited = std::mem::take(&mut items.awaited);
+        // Without the lock: on a busy processor the other one takes over at once, and would have to wait for it.
+        drop(items);
+        if awaited {
             self.filled.notify_one();
         }
     }
@@ -91,11 +107,12 @@ impl<T> Queue<T> {
         }
         let waited = self.filled.wait_timeout_while(items, timeout, |items| {
             // Another one may have taken what it was woken for.
-            items.awaited = items.waiting.is_empty();
+            items.awaited = items.waiting.is_empty() && !items.roused;
             items.awaited
         });
         let (mut items, _) = waited.unwrap_or_else(PoisonError::into_inner);
         items.awaited = false;
+        items.roused = false;
         items
     }
 

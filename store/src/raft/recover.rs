@@ -137,17 +137,22 @@ pub fn start(parts: Parts) -> Result<(Started, Arc<Runner>), Error> {
     let threads = vec![spawn("store-keep", &inbox, move || keeper.run())?];
     #[expect(clippy::disallowed_methods, reason = "the start is the shell")]
     let began = Instant::now();
-    let work = Work {
-        driver,
-        inbox: inbox.clone(),
-        writer: Some(writer),
-        threads,
-        lock,
-        started: began,
-        last_write: Duration::ZERO,
-        end: None,
-    };
-    let runner = Arc::new(Runner::new(work));
+    let log = writer.jobs.clone();
+    let runner = Arc::new_cyclic(|runner| {
+        let work = Work {
+            driver,
+            inbox: inbox.clone(),
+            runner: runner.clone(),
+            writer: Some(writer),
+            threads,
+            lock,
+            started: began,
+            last_write: Duration::ZERO,
+            wakes_at: Duration::ZERO,
+            end: None,
+        };
+        Runner::new(work, log)
+    });
     let own = runner.clone();
     spawn("store-raft", &inbox, move || own.run())?;
     Ok((started, runner))
@@ -309,6 +314,8 @@ fn raft_config(member_id: u64, applied: u64) -> raft::Config {
         batch_append: false,
         max_uncommitted_size: UNCOMMITTED_BYTES,
         max_committed_size_per_ready: COMMITTED_BYTES,
+        // The driver has followers told itself, with the next entries where they come soon.
+        skip_bcast_commit: true,
         ..raft::Config::default()
     }
 }

@@ -1,10 +1,11 @@
 //! Works the driver: gives it the machine's clock, writes the log where nobody else need, and sees to the end. It has a thread
-//! of its own, but whoever has something for the driver may also lend it theirs.
+//! of its own for what is due by the clock; whoever has something for the driver lends it theirs, as to wake another one and
+//! to be woken by it takes longer than most turns.
 
 use std::{
     fmt, fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use super::{
     Input, Queue,
     driver::{Driver, Now, Turn},
     recover::{self, Thread},
-    writer::Writer,
+    writer::{self, Writer},
 };
 use crate::{Error, store::unix_millis};
 
@@ -23,6 +24,7 @@ const LAST_WORK: Duration = Duration::from_secs(10);
 
 pub struct Runner {
     inbox: Arc<Queue<Input>>,
+    log: Arc<Queue<writer::Job>>,
     /// Held by whoever works; nothing once it has ended.
     work: Mutex<Option<Work>>,
 }
@@ -30,6 +32,8 @@ pub struct Runner {
 pub struct Work {
     pub driver: Driver,
     pub inbox: Arc<Queue<Input>>,
+    /// Whose it is.
+    pub runner: Weak<Runner>,
     /// Here while this member has no fellows: then nobody waits for a heartbeat while the disk is written, and the work
     /// need not be handed to another thread and back.
     pub writer: Option<Writer>,
@@ -39,8 +43,18 @@ pub struct Work {
     pub started: Instant,
     /// How long the last batch took to reach the disk.
     pub last_write: Duration,
+    /// When the runner's thread looks at the clock next.
+    pub wakes_at: Duration,
     /// What has ended it.
     pub end: Option<Error>,
+}
+
+/// What came of a hand that was lent.
+#[derive(Default)]
+struct Lent {
+    again: Option<Duration>,
+    /// Whether other members wait for what this one sends.
+    leads: bool,
 }
 
 impl fmt::Debug for Runner {
@@ -50,8 +64,8 @@ impl fmt::Debug for Runner {
 }
 
 impl Runner {
-    pub fn new(work: Work) -> Runner {
-        Runner { inbox: work.inbox.clone(), work: Mutex::new(Some(work)) }
+    pub fn new(work: Work, log: Arc<Queue<writer::Job>>) -> Runner {
+        Runner { inbox: work.inbox.clone(), log, work: Mutex::new(Some(work)) }
     }
 
     /// Runs until it is stopped or something breaks that must not: then the store ends, with everyone told why.
@@ -59,7 +73,12 @@ impl Runner {
         let mut next = Some(Duration::ZERO);
         while let Some(wait) = next {
             self.inbox.wait(wait);
-            next = self.work().as_mut().and_then(Work::round);
+            next = self.work().as_mut().and_then(|work| {
+                let wait = work.round()?;
+                work.wakes_at = work.started.elapsed() + wait;
+                Some(wait)
+            });
+            self.log.wake();
         }
         let work = self.work().take();
         if let Some(work) = work {
@@ -67,17 +86,34 @@ impl Runner {
         }
     }
 
-    /// Carries out what is in the inbox on the caller's thread, where that takes no longer than to wake the runner's: for a
-    /// member without fellows on a quick disk that nobody else works at. Otherwise the runner's thread is woken.
-    pub fn lend_hand(&self) {
-        // Whoever works now looks into the inbox once more before it rests.
-        let Ok(mut work) = self.work.try_lock() else { return };
-        if let Some(work) = work.as_mut().filter(|work| work.may_be_lent_to()) {
-            // The first round ends with a batch on the disk, the second one with its answers.
-            work.round().and_then(|_| work.round());
+    /// Carries out what is in the inbox on the caller's thread, unless somebody works already or the disk might hold the
+    /// caller up. Answers after how long the caller is to do so again, if that is sooner than the runner's thread would.
+    pub async fn lend_hand(&self) -> Option<Duration> {
+        let Lent { again, leads } = self.lend();
+        if leads && !self.log.is_empty() {
+            // What is for other members goes first, by other tasks of this thread: the way to their disks is longer. If this
+            // ends here, the runner's thread is not long in coming.
+            tokio::task::yield_now().await;
         }
+        self.log.wake();
+        again
+    }
+
+    fn lend(&self) -> Lent {
+        // Whoever works now looks into the inbox once more before it rests.
+        let Ok(mut work) = self.work.try_lock() else { return Lent::default() };
+        let again = work.as_mut().filter(|work| work.may_be_lent_to()).and_then(Work::lent_rounds);
+        let leads = work.as_ref().is_some_and(|work| work.driver.leads());
         drop(work);
         self.inbox.wake();
+        Lent { again, leads }
+    }
+
+    /// Lends a hand of a thread that cannot come back by the clock.
+    fn lend_hand_once(&self) {
+        if self.lend().again.is_some() {
+            self.inbox.rouse();
+        }
     }
 
     fn work(&self) -> MutexGuard<'_, Option<Work>> {
@@ -87,7 +123,16 @@ impl Runner {
 
 impl Work {
     fn may_be_lent_to(&self) -> bool {
-        self.end.is_none() && self.driver.is_single() && self.writer.is_some() && self.last_write < QUICK
+        self.end.is_none() && (self.writer.is_none() || self.last_write < QUICK)
+    }
+
+    fn lent_rounds(&mut self) -> Option<Duration> {
+        let mut wait = self.round()?;
+        if wait.is_zero() || !self.inbox.is_empty() {
+            // Mostly the answers of what the first round has brought to the disk.
+            wait = self.round()?;
+        }
+        (self.started.elapsed() + wait < self.wakes_at).then_some(wait)
     }
 
     /// Takes what is in the inbox as far as it comes; answers after how long the next round is due, unless all has ended.
@@ -116,7 +161,9 @@ impl Work {
         if self.driver.is_single() {
             self.write();
         } else if let Some(writer) = self.writer.take() {
-            self.threads.push(recover::spawn("store-log", &self.inbox, move || writer.run())?);
+            let runner = self.runner.clone();
+            let done = move || runner.upgrade().iter().for_each(|runner| runner.lend_hand_once());
+            self.threads.push(recover::spawn("store-log", &self.inbox, move || writer.run(done))?);
         }
         Ok(wait)
     }

@@ -48,14 +48,14 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Works until it is stopped or the disk fails.
-    pub fn run(mut self) {
+    /// Works until it is stopped or the disk fails; `done` is called after each batch.
+    pub fn run(mut self, done: impl Fn()) {
         const FOR_EVER: Duration = Duration::from_secs(3600);
         loop {
             let jobs = self.jobs.take(FOR_EVER);
-            let done = self.turn(jobs);
-            self.inbox.wake();
-            if done.is_break() {
+            let turned = self.turn(jobs);
+            done();
+            if turned.is_break() {
                 return;
             }
         }

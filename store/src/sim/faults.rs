@@ -245,8 +245,8 @@ impl World {
             (Some(Sabotage::DropDeleteInSnapshot), MessageType::MsgSnapshot) => {
                 let Some(buried) = self.archive.last_deleted() else { return };
                 let Ok(mut image) = image::decode(message.get_snapshot().data.clone()) else { return };
-                if buried.mod_revision <= image.base.revision && !image.map.contains_key(&buried.key) {
-                    image.map.insert(buried.key.clone(), buried.clone());
+                if buried.mod_revision <= image.base.revision && !image.map.contains(&buried.key) {
+                    image.map.insert(buried.clone());
                     message.mut_snapshot().data = image::encode(&image).into();
                 }
             }

@@ -97,7 +97,9 @@ impl Driver {
                 What::Members(self.change_members(&change)?)
             }
         };
-        let mine = entry.context.get(..8) == Some(&self.node.raft.id.to_le_bytes()[..]);
+        let proposer = entry.context.get(..8);
+        let mine = proposer == Some(&self.node.raft.id.to_le_bytes()[..]);
+        self.told_is_awaited |= proposer.is_some() && !mine;
         let id = entry.context.get(8..16).filter(|_| mine).and_then(|bytes| bytes.try_into().ok());
         Ok(Decoded { position, id: id.map(u64::from_le_bytes), what })
     }
